@@ -1,0 +1,97 @@
+# Everything runs in a virtual environment, .venv, which the first command makes. To use an environment that is already
+# active (conda, say): make demo VENV=$CONDA_PREFIX
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# The Python that .venv is made from: the first that really runs (a pyenv shim may not), is 3.11 or newer and has venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+# One or several parameter files (see params/); a later one wins. Without any, a notebook runs with its own small defaults.
+PARAMS ?=
+# Where the matched sound comes from and where its preset goes: make match SOUND=my.wav OUT=outputs/my
+SOUND ?=
+OUT ?= outputs/match
+# More arguments for JupyterLab: make lab ARGS="--no-browser --port 8080"
+ARGS ?=
+# Where else pip may look. On Linux without an NVIDIA card, the CPU build of PyTorch saves gigabytes:
+# make setup INDEX=https://download.pytorch.org/whl/cpu
+INDEX ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export JUPYTER_PLATFORM_DIRS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lab data train evaluate match lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
+
+$(VENV)/.done: pyproject.toml
+	@set -e; if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+		python='$(PYTHON)'; \
+		test -n "$$python" || { echo "No Python 3.11 or newer with venv was found. Install one (Debian, Ubuntu:" \
+			"apt install python3-venv) or say where it is: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+		"$$python" -m venv $(VENV); \
+	fi; \
+	echo "Installing synthnb and its packages into $(VENV); this takes a few minutes ..."; \
+	$(PY) -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) --editable .
+	@# Kernels listen on this machine only; without this, each start warns that they do so unencrypted.
+	@mkdir -p $(VENV)/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" >$(VENV)/etc/ipython/ipython_kernel_config.py
+	@touch $@
+
+demo: setup ## match a real recording: outputs/demo/ gets the preset, both sounds, a picture and how close it came
+	@mkdir -p outputs/demo
+	@echo "Matching a recording (notebooks/04_match_a_sound.ipynb); this takes a minute or two ..."
+	@$(PY) -m papermill notebooks/04_match_a_sound.ipynb outputs/demo/04_match_a_sound.ipynb \
+		-f params/match/demo.yaml --cwd notebooks --no-progress-bar --log-level WARNING
+	@$(PY) -c "import json; d = json.load(open('outputs/demo/match.json'))['distances']; \
+		print('How close it came: ' + ', '.join(f'{k} {v:.3g}' for k, v in d.items()))"
+	@echo "See outputs/demo/: $$(ls -m outputs/demo | tr -d '\n')"
+
+test: setup ## run the quick tests, then every notebook from top to bottom
+	@$(PY) -m pytest synthnb/tests
+	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+test-slow: setup ## run the tests that take minutes
+	@$(PY) -m pytest -m slow synthnb/tests || test $$? -eq 5 # 5: there are none
+
+lab: setup ## open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab $(ARGS) notebooks/00_tour.ipynb
+
+# $(call papermill,NOTEBOOK,FOLDER): run a notebook with PARAMS; the executed copy is outputs/FOLDER/<name of the params>.ipynb
+executed = outputs/$(2)/$(or $(basename $(notdir $(lastword $(PARAMS)))),defaults).ipynb
+define papermill
+	@mkdir -p outputs/$(2)
+	@$(PY) -m papermill notebooks/$(1).ipynb $(executed) $(addprefix -f ,$(PARAMS)) \
+		--cwd notebooks --no-progress-bar --log-output
+	@echo "Executed notebook: $(executed)"
+endef
+
+data: setup ## render a dataset (notebook 01; PARAMS=params/generate/NAME.yaml for a real size)
+	$(call papermill,01_generate_data,generate)
+
+train: setup ## train the model (notebook 02; PARAMS=params/train/NAME.yaml for a real size)
+	$(call papermill,02_train,train)
+
+evaluate: setup ## measure a model against its baselines (notebook 03; PARAMS=params/evaluate/NAME.yaml)
+	$(call papermill,03_evaluate,evaluate)
+
+match: setup ## match your own recording: make match SOUND=my.wav OUT=outputs/my
+	@test -n "$(SOUND)" || { echo "Say which recording: make match SOUND=my.wav" >&2; exit 1; }
+	@$(PY) -m synthnb match "$(SOUND)" --out "$(OUT)"
+
+lint: setup ## check style and common mistakes, in code and notebooks
+	@$(PY) -m ruff check --output-format concise .
+	@$(PY) -m ruff format --check .
+
+format: setup ## mend what lint can mend by itself
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean: ## remove .venv and caches (datasets/ and outputs/ stay)
+	@rm -rf .venv .pytest_cache .ruff_cache
+	@find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,192 @@
+"""Render a dataset: parallel, resumable, and the same whatever the number of workers or what was interrupted.
+
+Clip `i` depends on `(space, seed, i)` alone. Each shard is rendered by one worker, written aside and renamed when it
+is complete; a second run renders only the shards that are missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import joblib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from synthnb import __version__
+from synthnb.data.shards import SPLITS, DatasetError, shard_lengths, shard_path, write_splits, write_stats
+from synthnb.features import log_mel
+from synthnb.sound import SAMPLE_RATE, loudness
+from synthnb.space import Note, ParameterSpace, Patch
+from synthnb.synths import Synth, open_synth
+
+ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent
+CLIPS_PER_BATCH = 16  # rendered, then turned into features and written together
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides every number in a dataset; stored in each shard.
+
+    Args:
+        space: the space's YAML text.
+        seed: of all random draws.
+        loudness_floor: in LUFS; a quieter clip is drawn again.
+        keep_audio: store the audio beside the features (0.35 MB a mono clip of 4 s); it can be rendered again.
+        shard_size: clips in a shard.
+    """
+
+    space: str
+    seed: int = 0
+    loudness_floor: float = -55.0
+    keep_audio: bool = True
+    shard_size: int = 500
+
+
+def sample_clip(
+    space: ParameterSpace, synth: Synth, seed: int, index: int, loudness_floor: float
+) -> tuple[Patch, Note, np.ndarray]:
+    """Clip `index`: draw patches until one is loud enough. Returns patch, note and audio `(channels, samples)`."""
+    for attempt in range(ATTEMPTS):
+        patch, note = space.sample(np.random.default_rng([seed, index, attempt]))
+        audio = synth.render(patch, note, space.seconds)[: synth.channels]
+        if loudness(audio) >= loudness_floor:
+            return patch, note, audio
+    raise DatasetError(
+        f"clip {index}: {ATTEMPTS} patches of space '{space.name}' in a row were below {loudness_floor} LUFS; "
+        "widen its prior or lower the loudness floor"
+    )
+
+
+def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
+    """Render one shard of `length` clips. It has its final name only when it is complete."""
+    torch.set_num_threads(1)  # workers share the cores
+    space = ParameterSpace.parse(recipe.space)
+    synth = open_synth(space.synth)
+    path = shard_path(folder, index)
+    aside = path.with_suffix(f".partial-{os.getpid()}")
+    samples = round(space.seconds * SAMPLE_RATE)
+    with h5py.File(aside, "w") as file:
+        file.attrs.update(asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds)
+        file.attrs.update(velocity=space.velocity, versions=_versions())
+        vectors = file.create_dataset("param_array", (length, space.width), np.float32)
+        mel = file.create_dataset("mel_spec", (length, *_mel_shape(synth.channels, samples)), np.float16)
+        if recipe.keep_audio:
+            kept = file.create_dataset("audio", (length, synth.channels, samples), np.float16)
+        for first in range(0, length, CLIPS_PER_BATCH):
+            rows = range(first, min(first + CLIPS_PER_BATCH, length))
+            clips = [
+                sample_clip(space, synth, recipe.seed, index * recipe.shard_size + row, recipe.loudness_floor)
+                for row in rows
+            ]
+            audio = np.stack([clip for _, _, clip in clips])
+            batch = slice(rows.start, rows.stop)
+            vectors[batch] = np.stack([space.encode(patch, note) for patch, note, _ in clips])
+            mel[batch] = log_mel(torch.from_numpy(audio)).numpy().astype(np.float16)
+            if recipe.keep_audio:
+                kept[batch] = audio.astype(np.float16)
+    os.replace(aside, path)
+    return path
+
+
+def _mel_shape(channels: int, samples: int) -> tuple[int, ...]:
+    return tuple(log_mel(torch.zeros(channels, samples)).shape)
+
+
+def _versions() -> str:
+    packages = ("dexed-py", "pedalboard", "torch", "librosa", "numpy")
+    versions = {"synthnb": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def missing_shards(folder: Path, recipe: Recipe, clips: int) -> list[tuple[int, int]]:
+    """`(index, length)` of the shards still to be rendered.
+
+    Raises `DatasetError`, naming the difference, if the folder holds shards of another recipe.
+    """
+    missing = []
+    for index, length in enumerate(shard_lengths(clips, recipe.shard_size)):
+        path = shard_path(folder, index)
+        if not path.is_file():
+            missing.append((index, length))
+            continue
+        with h5py.File(path, "r") as file:
+            for name, value in asdict(recipe).items():
+                if file.attrs.get(name) != value:
+                    old, new = (file.attrs.get(name), value) if name != "space" else ("another", "this one")
+                    raise DatasetError(f"{path} was made with {name} = {old}, not {new}; use an empty folder")
+            if len(file["param_array"]) != length:  # the last shard of a smaller dataset that now grows
+                missing.append((index, length))
+    return missing
+
+
+def generate(
+    folder: str | Path,
+    space: ParameterSpace,
+    train: int,
+    val: int = 0,
+    test: int = 0,
+    seed: int = 0,
+    loudness_floor: float = -55.0,
+    keep_audio: bool = True,
+    shard_size: int = 500,
+    workers: int = -1,
+    progress: bool = True,
+) -> Path:
+    """Render a dataset of `train + val + test` clips into `folder`, or finish one that was interrupted.
+
+    Args:
+        folder: created if needed; every file that is complete is kept.
+        workers: processes, each with a synth of its own; -1 takes all cores.
+        progress: show a bar that counts clips.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetError: the folder holds shards made otherwise, or the space is silent.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = dict(zip(SPLITS, (val, test, train)))
+    clips = sum(splits.values())
+    if train < 1 or min(splits.values()) < 0 or shard_size < 1:
+        raise DatasetError(f"{splits} clips in shards of {shard_size}: at least one training clip is needed")
+    recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size)
+    todo = missing_shards(folder, recipe, clips)
+    for leftover in folder.glob("*.partial-*"):
+        leftover.unlink()
+    with tqdm(total=clips, initial=clips - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
+        for length in _render(folder, recipe, todo, workers):
+            bar.update(length)
+    stats = folder / "stats.npz"
+    if todo or not stats.is_file() or not _splits_are(folder, splits):
+        stats.unlink(missing_ok=True)  # it comes last: where it is, the folder is complete
+        write_splits(folder, shard_lengths(clips, shard_size), splits)
+        write_stats(folder)
+    return folder
+
+
+def _render(folder: Path, recipe: Recipe, todo: list[tuple[int, int]], workers: int) -> Iterator[int]:
+    def one(index: int, length: int) -> int:
+        write_shard(folder, recipe, index, length)
+        return length
+
+    pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    yield from pool(joblib.delayed(one)(index, length) for index, length in todo)
+
+
+def _splits_are(folder: Path, splits: dict[str, int]) -> bool:
+    try:
+        for split, count in splits.items():
+            with h5py.File(folder / f"{split}.h5", "r") as file:
+                if len(file["param_array"]) != count:
+                    return False
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,254 @@
+"""Measure a model against its baselines: same targets, same ranking, same number of renders, in one run.
+
+Every target is matched by every system of `SYSTEMS`; what a system keeps is its candidate with the smallest
+`Distance`, and all four metrics are taken of that. Results are written per target, so that an interrupted evaluation
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from synthnb.data.shards import open_split
+from synthnb.features import log_mel
+from synthnb.match import Matcher, gain, score
+from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
+from synthnb.models.checkpoint import load_model
+from synthnb.space import Note, ParameterSpace
+from synthnb.synths import open_synth
+
+CANDIDATES = 32
+SYSTEMS = (
+    "default patch",
+    "best of 32 random",
+    "nearest neighbour",
+    "best of 32 neighbours",
+    "flow, one sample",
+    "flow, best of 32",
+    "flow, refined",
+)
+COARSE = (4, 8)  # mel bands and frames that retrieval averages into one cell
+CHUNK = 4096  # training clips compared at once
+
+
+@dataclass(frozen=True)
+class Target:
+    """A sound to match: float32 `(channels, samples)` of the space's length.
+
+    `recorded`: not made by the synth, so its level means nothing and renders are brought to it before they are measured.
+    """
+
+    name: str
+    audio: np.ndarray
+    recorded: bool = False
+
+
+def held_out_clips(folder: str | Path, count: int) -> list[Target]:
+    """The first `count` test clips of a dataset, rendered again from their parameters."""
+    with open_split(Path(folder) / "test.h5") as file:
+        space = ParameterSpace.parse(file.attrs["space"])
+        vectors = file["param_array"][:count]
+    synth = open_synth(space.synth)
+    return [
+        Target(f"clip {i}", synth.render(*space.decode(vector), space.seconds)[: synth.channels])
+        for i, vector in enumerate(vectors)
+    ]
+
+
+def presets(paths: Sequence[Path], space: ParameterSpace, count: int, seed: int = 0) -> list[Target]:
+    """`count` presets from files that the synth reads, each once, played with notes drawn from the space's prior."""
+    synth = open_synth(space.synth)
+    patches = {tuple(patch.items()): (name, patch) for path in paths for name, patch in synth.load_bank(path)}
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(patches))[:count]
+    patches = list(patches.values())
+    targets = []
+    for i in chosen:
+        name, patch = patches[i]
+        _, note = space.sample(rng)
+        targets.append(
+            Target(f"preset {i} {name}", synth.render(patch, note, space.seconds)[: synth.channels])
+        )
+    return targets
+
+
+class Retrieval:
+    """Nearest neighbours among the training clips, by mean absolute difference of coarse log-mel spectrograms.
+
+    The index, float16 `(clips, cells)`, is made once and kept as `index.npy` in `cache`.
+    """
+
+    def __init__(self, folder: str | Path, cache: str | Path):
+        self.folder = Path(folder)
+        path = Path(cache) / "index.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_split(self.folder / "train.h5") as file:
+                mel = file["mel_spec"]
+                parts = [_coarse(mel[first : first + CHUNK]) for first in range(0, len(mel), CHUNK)]
+            aside = path.with_name("index.partial.npy")
+            np.save(aside, np.concatenate(parts))
+            aside.replace(path)
+        self.index = np.load(path, mmap_mode="r")
+
+    def nearest(self, mel: np.ndarray, count: int) -> np.ndarray:
+        """Vectors `(count, width)` of the training clips nearest to a spectrogram `(channels, bands, frames)`."""
+        query = _coarse(mel[None])[0].astype(np.float32)
+        gaps = [
+            np.abs(self.index[first : first + CHUNK] - query).mean(axis=1)
+            for first in range(0, len(self.index), CHUNK)
+        ]
+        order = np.argsort(np.concatenate(gaps), kind="stable")[:count]
+        with open_split(self.folder / "train.h5") as file:
+            return np.stack([file["param_array"][int(i)] for i in order])
+
+
+def _coarse(mel: np.ndarray) -> np.ndarray:
+    pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(np.asarray(mel)).float(), COARSE)
+    return pooled.flatten(1).numpy().astype(np.float16)
+
+
+def evaluate(
+    checkpoint: str | Path,
+    folder: str | Path,
+    targets: list[Target],
+    out: str | Path,
+    systems: Sequence[str] = SYSTEMS,
+    seconds: float = 30.0,
+    seed: int = 0,
+    workers: int = -1,
+    **sampling,
+) -> pd.DataFrame:
+    """Match every target by every system. One row per target and system, with metrics, renders and seconds.
+
+    Args:
+        checkpoint: of the model, as `load_model` takes it.
+        folder: the dataset it was trained on, for retrieval.
+        out: where results are kept, one JSON file per target; what is there is not computed again.
+        seconds: one core's time for refining one target.
+        workers: targets worked on at a time, each by one process.
+        sampling: to `FlowModel.sample`.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    Retrieval(folder, out.parent)  # the index, before processes share it
+    jobs = [(index, target) for index, target in enumerate(targets) if not _result(out, index).is_file()]
+    pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    work = pool(
+        joblib.delayed(_evaluate_one)(
+            checkpoint, folder, out, index, target, systems, seconds, seed, sampling
+        )
+        for index, target in jobs
+    )
+    for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
+        pass
+    rows = [row for index in range(len(targets)) for row in json.loads(_result(out, index).read_text())]
+    return pd.DataFrame(rows)
+
+
+def _result(out: Path, index: int) -> Path:
+    return out / f"{index:04d}.json"
+
+
+_loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
+
+
+def _evaluate_one(checkpoint, folder, out, index, target, systems, seconds, seed, sampling) -> None:
+    key = (str(checkpoint), str(folder))
+    if key not in _loaded:
+        torch.set_num_threads(1)
+        _loaded[key] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
+    matcher, retrieval = _loaded[key]
+    rows = _match_by_all(matcher, retrieval, target, systems, seconds, [seed, index], sampling)
+    path = _result(out, index)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(rows))
+    aside.replace(path)
+
+
+def _match_by_all(matcher, retrieval, target, systems, seconds, seed, sampling) -> list[dict]:
+    space, synth = matcher.space, matcher.synth
+    audio = matcher.prepare_target(target.audio)
+    distance = Distance(audio)
+    rng = np.random.default_rng(seed)
+    flow_seed = int(rng.integers(2**31))
+
+    def default() -> np.ndarray:
+        note = Note(
+            *(space[name].default for name in ("pitch",)),
+            space.velocity,
+            space["start"].default,
+            space["end"].default,
+        )
+        return space.encode(space.default_patch, note)[None]
+
+    candidates = {
+        "default patch": default,
+        "best of 32 random": lambda: np.stack([space.encode(*space.sample(rng)) for _ in range(CANDIDATES)]),
+        "best of 32 neighbours": lambda: retrieval.nearest(
+            log_mel(torch.from_numpy(audio)).numpy(), CANDIDATES
+        ),
+        "flow, best of 32": lambda: matcher.propose(audio, CANDIDATES, flow_seed, **sampling),
+    }
+    firsts = {"best of 32 neighbours": "nearest neighbour", "flow, best of 32": "flow, one sample"}
+    rows = []
+
+    def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float) -> None:
+        if system in systems:
+            elapsed = time.perf_counter() - start
+            render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
+            if target.recorded:
+                render = render * gain(audio, render)
+            row = {"target": target.name, "system": system, **all_metrics(audio, render)}
+            rows.append({**row, "distance": float(value), "renders": renders, "seconds": round(elapsed, 2)})
+
+    for system, draw in candidates.items():
+        start = time.perf_counter()
+        vectors = draw()
+        values = score(space, synth, distance, vectors)
+        best = int(values.argmin())
+        keep(system, vectors[best], values[best], len(vectors), start)
+        if system in firsts:
+            keep(firsts[system], vectors[0], values[0], 1, start)
+    if "flow, refined" in systems:
+        vector, value, renders = vectors[best], values[best], len(vectors)  # the flow's
+        start = time.perf_counter()
+        for population, measured in matcher.refine(distance, vector, start + seconds, flow_seed):
+            renders += len(population)
+            if measured.min() < value:
+                vector, value = population[measured.argmin()], measured.min()
+        keep("flow, refined", vector, value, renders, start)
+    return rows
+
+
+def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval of every metric for every system, in the order of `SYSTEMS`."""
+    rows = []
+    for system in SYSTEMS:
+        part = table[table["system"] == system]
+        if len(part):
+            cells = {
+                name: "{:.2f} [{:.2f}, {:.2f}]" if name in ("MSS", "wMFCC") else "{:.3f} [{:.3f}, {:.3f}]"
+                for name in METRICS
+            }
+            row = {name: cell.format(*bootstrap_mean(part[name], seed)) for name, cell in cells.items()}
+            rows.append({"system": system, **row, "renders": round(part["renders"].mean()), "n": len(part)})
+    return pd.DataFrame(rows).set_index("system")
+
+
+def compare(
+    table: pd.DataFrame, a: str, b: str, metric: str = "MSS", seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean over targets of `a` minus `b` with its 95 % bootstrap interval, both measured on the same targets."""
+    wide = table.pivot(index="target", columns="system", values=metric)
+    return paired_difference(wide[a], wide[b], seed)

@@ -1,0 +1,74 @@
+"""Self-describing checkpoints: one `.safetensors` file holds weights, space, settings and training record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.space import ParameterSpace
+
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
+FORMAT = "synthnb-flow-1"
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint of this project; the message says what is wrong."""
+
+
+def save_model(model: FlowModel, path: str | Path, record: dict) -> Path:
+    """Write weights as float16, with everything needed to load and to judge them.
+
+    Args:
+        record: how it was trained (data, steps, time, seed, losses); plain JSON values.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+    metadata = {"format": FORMAT, "record": json.dumps(record), **_json(model.description())}
+    aside = path.with_name(path.name + ".partial")
+    save_file(weights, aside, metadata)
+    return aside.replace(path)
+
+
+def _json(values: dict) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+
+
+def read_record(path: str | Path) -> dict:
+    """The training record of a checkpoint."""
+    return json.loads(_metadata(Path(path))["record"])
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; train one with notebook 02_train")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a readable .safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no {FORMAT} checkpoint (its format is {metadata.get('format')})")
+    return metadata
+
+
+def load_model(name_or_path: str | Path, device: str = "cpu") -> FlowModel:
+    """Load a checkpoint by path, or by the name of one that comes with the package (`"dexed"`).
+
+    Raises `CheckpointError` if the file is missing, damaged or of another format.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".safetensors":
+        path = CHECKPOINTS / f"{name_or_path}.safetensors"
+    metadata = _metadata(path)
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key).float() for key in file.keys()}
+    space, settings = ParameterSpace.parse(metadata["space"]), ModelSettings(**json.loads(metadata["settings"]))
+    model = FlowModel(space, settings, weights["mean"], weights["std"])
+    model.load_state_dict(weights)
+    return model.to(device).eval().requires_grad_(False)

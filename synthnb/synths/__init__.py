@@ -1,0 +1,51 @@
+"""Synths: patch and note in, audio out. `open_synth(name)` gives the one that a space names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from synthnb.space import Note, Patch
+
+
+class SynthNotFound(RuntimeError):
+    """The synth is not known or not installed; the message says how to get it."""
+
+
+class PresetError(ValueError):
+    """A preset file that cannot be read or a patch that cannot be written; the message says why."""
+
+
+class Synth(Protocol):
+    """What every synth can do.
+
+    Attributes:
+        channels: how many of the two rendered channels differ (1 for a mono synth); datasets store that many.
+        preset_suffix: of the preset files it writes, with the dot.
+    """
+
+    channels: int
+    preset_suffix: str
+
+    def render(self, patch: Patch, note: Note, seconds: float) -> np.ndarray:
+        """Play one note: float32 `(2, round(seconds * 44100))`. The same arguments give the same samples."""
+        ...
+
+    def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
+        """Write a preset file that the synth itself loads. Returns its path."""
+        ...
+
+    def load_preset(self, path: str | Path) -> Patch:
+        """Read a preset file. Raises `PresetError`."""
+        ...
+
+
+def open_synth(name: str) -> Synth:
+    """Open a synth by the name that a space file gives under `synth`. Raises `SynthNotFound`."""
+    if name == "dexed":
+        from synthnb.synths.dexed import Dexed
+
+        return Dexed()
+    raise SynthNotFound(f"no synth '{name}'; known: dexed")

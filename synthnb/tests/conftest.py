@@ -1,0 +1,47 @@
+"""What several tests share: the spaces, a synth, and tiny datasets that are rendered once."""
+
+import numpy as np
+import pytest
+
+from synthnb.data.generate import generate
+from synthnb.space import ParameterSpace
+from synthnb.synths import open_synth
+
+
+@pytest.fixture(scope="session")
+def space():
+    """The default space, `dexed`."""
+    return ParameterSpace.load("dexed")
+
+
+@pytest.fixture(scope="session")
+def short_space(space):
+    """`dexed` with clips of half a second, for tests of what does not depend on their length."""
+    return ParameterSpace.parse(space.text.replace("seconds: 4.0", "seconds: 0.5"))
+
+
+@pytest.fixture(scope="session")
+def synth():
+    """One Dexed for all tests; it carries nothing over from one note to the next."""
+    return open_synth("dexed")
+
+
+@pytest.fixture(scope="session")
+def patches(space):
+    """200 patches and notes from the prior."""
+    rng = np.random.default_rng(0)
+    return [space.sample(rng) for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory, space):
+    """A folder of 96 + 16 + 16 clips with audio, in shards of 32. Read it only."""
+    folder = tmp_path_factory.mktemp("dataset")
+    return generate(folder, space, 96, 16, 16, shard_size=32, workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def short_dataset(tmp_path_factory, short_space):
+    """A folder of 200 + 16 + 16 clips of half a second, in shards of 100. Read it only."""
+    folder = tmp_path_factory.mktemp("short_dataset")
+    return generate(folder, short_space, 200, 16, 16, shard_size=100, workers=1, progress=False)

@@ -1,0 +1,107 @@
+"""Fitting a prior to patches: histograms come back, nothing else of the space changes."""
+
+import numpy as np
+import pytest
+import yaml
+
+from synthnb.fit import UNIFORM_SHARE, dump, fit_prior, write_space
+from synthnb.space import ParameterSpace, SpaceError
+
+TEXT = """
+name: small
+synth: none
+seconds: 1.0
+note:
+  pitch: {kind: integer, low: 40, high: 50, default: 45, prior: {beta: [2, 2]}}
+  start: {kind: continuous, low: 0.0, high: 0.1, default: 0.0}
+  end: {kind: continuous, low: 0.2, high: 1.0, default: 0.5}
+  velocity: 90
+parameters:
+  steps: {kind: integer, low: 3, high: 7, default: 3, module: a}
+  choice: {kind: categorical, choices: ['off', 'on', 'both'], default: 'on', module: a}
+  real: {kind: continuous, low: -1.0, high: 1.0, default: 0.0, module: b}
+interchangeable:
+  given: choice
+  swaps: {'on': [[[a], [b]]]}
+"""
+
+
+@pytest.fixture(scope="module")
+def small():
+    return ParameterSpace.parse(TEXT)
+
+
+def test_known_histograms_are_recovered(small):
+    rng = np.random.default_rng(0)
+    steps, choice = [0.5, 0.0, 0.2, 0.2, 0.1], [0.7, 0.05, 0.25]
+    people = [
+        {
+            "steps": 3 + int(rng.choice(5, p=steps)),
+            "choice": ("off", "on", "both")[rng.choice(3, p=choice)],
+            "real": float(2 * rng.beta(2, 5) - 1),
+        }
+        for _ in range(5000)
+    ]
+    fitted = ParameterSpace.parse(fit_prior(small, people, "fitted"))
+    assert fitted.name == "fitted"
+    for name, shares in [("steps", steps), ("choice", choice)]:
+        mixed = (1 - UNIFORM_SHARE) * np.array(shares) + UNIFORM_SHARE / len(shares)
+        np.testing.assert_allclose(fitted[name].probabilities, mixed, atol=0.025)
+        assert fitted[name].probabilities.min() > 0
+    drawn = np.array([fitted.sample(rng)[0]["real"] for _ in range(2000)])
+    given = np.array([patch["real"] for patch in people])
+    np.testing.assert_allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), np.quantile(given, [0.1, 0.5, 0.9]), atol=0.06)
+
+
+def test_counts_are_exact_for_the_dexed_space():
+    space = ParameterSpace.load("dexed_uniform")
+    people = [space.default_patch | {"feedback": 7 * (i % 2), "algorithm": str(1 + i % 4)} for i in range(40)]
+    fitted = ParameterSpace.parse(fit_prior(space, people, "mine"))
+    share = UNIFORM_SHARE / 8
+    expected = np.array([0.485 + share, *[share] * 6, 0.485 + share])
+    np.testing.assert_allclose(fitted["feedback"].probabilities, expected, atol=1e-4)
+    np.testing.assert_allclose(fitted["algorithm"].probabilities[:5], [0.2434] * 4 + [0.0009], atol=1e-4)
+
+
+def test_only_the_name_and_the_parameters_priors_change(small):
+    patch = small.default_patch
+    before, after = yaml.safe_load(TEXT), yaml.safe_load(fit_prior(small, [patch] * 20, "fitted"))
+    assert after.pop("name") == "fitted" and before.pop("name") == "small"
+    for row in after["parameters"].values():
+        assert set(row.pop("prior")) == {"histogram"}
+    assert after == before
+
+
+def test_the_ends_of_a_continuous_range_are_counted(small):
+    patches = [small.default_patch | {"real": value} for value in [-1.0, 1.0] * 10]
+    weights = yaml.safe_load(fit_prior(small, patches, "x"))["parameters"]["real"]["prior"]["histogram"]
+    assert weights[0] == weights[-1] > 480 and max(weights[1:-1]) < 1
+
+
+def test_too_few_patches_are_refused(small):
+    with pytest.raises(ValueError, match="19 patches are too few to fit a prior; 20 or more"):
+        fit_prior(small, [small.default_patch] * 19, "x")
+
+
+def test_a_patch_that_does_not_fit_is_refused(small):
+    with pytest.raises(SpaceError, match="'steps' is 9"):
+        fit_prior(small, [small.default_patch] * 20 + [small.default_patch | {"steps": 9}], "x")
+
+
+def test_dumping_and_parsing_round_trip(tmp_path):
+    space = ParameterSpace.load("dexed_uniform")
+    text = dump(yaml.safe_load(space.text))
+    assert ParameterSpace.parse(text) == space
+    assert text.count("\n  op1_rate1: {") == 1  # one line per parameter
+    assert dump(yaml.safe_load(text)) == text
+    assert ParameterSpace.load(write_space(tmp_path / "copy.yaml", text)) == space
+
+
+def test_words_that_yaml_takes_for_truth_survive(small):
+    assert ParameterSpace.parse(dump(yaml.safe_load(TEXT)))["choice"].choices == ("off", "on", "both")
+
+
+def test_a_text_that_is_no_space_is_not_written(tmp_path):
+    with pytest.raises(SpaceError):
+        write_space(tmp_path / "bad.yaml", "name: nothing else")
+    assert not (tmp_path / "bad.yaml").exists()

@@ -1,0 +1,330 @@
+"""Datasets: the layout, clips that depend on nothing but (space, seed, index), and resuming after anything."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from synthnb.data.datamodule import BLOCK, ClipData, Clips
+from synthnb.data.generate import generate, sample_clip
+from synthnb.data.shards import DatasetError, open_split, shard_lengths
+from synthnb.features import log_mel
+from synthnb.sound import loudness
+from synthnb.space import ParameterSpace
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def render(folder, space, train=12, val=4, test=4, **settings):
+    return generate(folder, space, train, val, test, **{"shard_size": 8, "workers": 1, "progress": False} | settings)
+
+
+def contents(folder):
+    """Every array of every file of a dataset, as bytes."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".npz":
+            with np.load(path) as arrays:
+                found |= {(path.name, name): array.tobytes() for name, array in arrays.items()}
+        else:
+            with h5py.File(path, "r") as file:
+                found |= {(path.name, name): array[:].tobytes() for name, array in file.items()}
+    return found
+
+
+def split(folder, name, field="param_array"):
+    with open_split(folder / f"{name}.h5") as file:
+        return file[field][:]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, short_space):
+    """12 + 4 + 4 clips of half a second in shards of 8. Copy it before changing it."""
+    return render(tmp_path_factory.mktemp("small") / "dataset", short_space)
+
+
+@pytest.fixture
+def mine(small, tmp_path):
+    return Path(shutil.copytree(small, tmp_path / "mine"))
+
+
+def test_the_layout_is_that_of_the_design(dataset, space):
+    names = [f"shard-{i:05d}.h5" for i in range(4)]
+    assert sorted(path.name for path in dataset.iterdir()) == sorted(
+        [*names, "train.h5", "val.h5", "test.h5", "stats.npz"]
+    )
+    for name, clips in [(name, 32) for name in names] + [("train.h5", 96), ("val.h5", 16), ("test.h5", 16)]:
+        with h5py.File(dataset / name, "r") as file:
+            layout = {key: (value.shape, value.dtype) for key, value in file.items()}
+            assert layout == {
+                "audio": ((clips, 1, 176_400), np.float16),
+                "mel_spec": ((clips, 1, 128, 401), np.float16),
+                "param_array": ((clips, space.width), np.float32),
+            }
+            attributes = dict(file.attrs)
+            assert ParameterSpace.parse(attributes.pop("space")) == space
+            versions = attributes.pop("versions")
+            assert "dexed-py" in versions and "synthnb" in versions and "torch" in versions
+            assert attributes == {
+                "space_name": "dexed", "seed": 0, "loudness_floor": -55.0, "keep_audio": True, "shard_size": 32,
+                "sample_rate": 44_100, "seconds": 4.0, "velocity": 100,
+            }  # fmt: skip
+
+
+def test_no_path_of_this_machine_enters_a_dataset(dataset):
+    for path in dataset.glob("*.h5"):
+        data = path.read_bytes()
+        assert str(dataset).encode() not in data and str(Path.home()).encode() + b"/" not in data
+
+
+def test_a_clip_is_what_its_parameters_render(dataset, space, synth):
+    with open_split(dataset / "test.h5") as file:
+        for row in range(0, 16, 5):
+            patch, note = space.decode(file["param_array"][row])
+            audio = file["audio"][row].astype(np.float32)
+            np.testing.assert_allclose(audio, synth.render(patch, note, 4.0)[:1], rtol=1e-3, atol=1e-6)
+            assert loudness(audio) > -55.1
+            mel = log_mel(torch.from_numpy(synth.render(patch, note, 4.0)[:1])).numpy()
+            np.testing.assert_allclose(file["mel_spec"][row], mel, atol=0.04)
+
+
+def test_the_splits_follow_each_other(dataset):
+    whole = []
+    for i in range(4):
+        with h5py.File(dataset / f"shard-{i:05d}.h5", "r") as file:
+            whole.append(file["param_array"][:])
+    parts = [split(dataset, name) for name in ("val", "test", "train")]
+    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(whole))
+    assert len(np.unique(np.concatenate(parts), axis=0)) == 128
+
+
+def test_a_clip_depends_on_space_seed_and_index_alone(small, tmp_path, short_space, synth):
+    other = render(tmp_path / "other", short_space, shard_size=3, workers=2)
+    for name in ("train", "val", "test"):
+        for field in ("audio", "mel_spec", "param_array"):
+            assert split(small, name, field).tobytes() == split(other, name, field).tobytes()
+    patch, note, audio = sample_clip(short_space, synth, 0, 8, -55.0)  # 4 val, 4 test: the first of train
+    np.testing.assert_array_equal(split(small, "train")[0], short_space.encode(patch, note))
+    np.testing.assert_array_equal(split(small, "train", "audio")[0], audio.astype(np.float16))
+
+
+def test_another_seed_gives_other_clips(small, tmp_path, short_space):
+    other = render(tmp_path / "other", short_space, train=4, val=0, test=0, seed=1)
+    assert (split(other, "train") != split(small, "val")).any(axis=1).all()
+
+
+def test_audio_is_left_out_when_asked(small, tmp_path, short_space):
+    lean = render(tmp_path / "lean", short_space, keep_audio=False)
+    with open_split(lean / "train.h5") as file:
+        assert set(file) == {"mel_spec", "param_array"}
+    assert split(lean, "train", "mel_spec").tobytes() == split(small, "train", "mel_spec").tobytes()
+
+
+def test_a_finished_dataset_is_left_alone(mine, short_space):
+    before = {path: path.stat().st_mtime_ns for path in mine.iterdir()}
+    render(mine, short_space)
+    assert {path: path.stat().st_mtime_ns for path in mine.iterdir()} == before
+
+
+@pytest.mark.parametrize("lost", ["shard-00001.h5", "shard-00002.h5", "train.h5", "val.h5", "stats.npz"])
+def test_what_is_missing_is_made_again(small, mine, short_space, lost):
+    kept = mine / "shard-00000.h5"
+    before = kept.stat().st_mtime_ns
+    (mine / lost).unlink()
+    (mine / "shard-00001.partial-123").write_bytes(b"half a shard")
+    render(mine, short_space)
+    assert contents(mine) == contents(small)
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("damaged", ["val.h5", "train.h5"])
+def test_a_split_cut_short_is_made_again(small, mine, short_space, damaged):
+    (mine / damaged).write_bytes((mine / damaged).read_bytes()[:1000])
+    render(mine, short_space)
+    assert contents(mine) == contents(small)
+
+
+def test_a_growing_dataset_keeps_its_val_and_test_clips(small, mine, short_space):
+    render(mine, short_space, train=25)
+    for name in ("val", "test"):
+        np.testing.assert_array_equal(split(mine, name), split(small, name))
+    train = split(mine, "train")
+    assert len(train) == 25
+    np.testing.assert_array_equal(train[:12], split(small, "train"))
+    assert [len(h5py.File(path)["param_array"]) for path in sorted(mine.glob("shard-*"))] == [8, 8, 8, 8, 1]
+    mel = split(mine, "train", "mel_spec").astype(np.float64)
+    np.testing.assert_allclose(np.load(mine / "stats.npz")["mean"], mel.mean(axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings, difference",
+    [
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"loudness_floor": -40.0}, "loudness_floor = -55.0, not -40.0"),
+        ({"keep_audio": False}, "keep_audio = True, not False"),
+        ({"shard_size": 5}, "shard_size = 8, not 5"),
+    ],
+)
+def test_another_recipe_is_refused_by_its_difference(small, short_space, settings, difference):
+    with pytest.raises(DatasetError, match=f"shard-00000.h5 was made with {difference}; use an empty folder"):
+        render(small, short_space, **settings)
+
+
+def test_another_space_is_refused(small, space):
+    with pytest.raises(DatasetError, match="was made with space = another, not this one; use an empty folder"):
+        render(small, space)
+
+
+@pytest.mark.parametrize("sizes", [{"train": 0}, {"val": -1}, {"shard_size": 0}])
+def test_impossible_sizes_are_refused(tmp_path, short_space, sizes):
+    with pytest.raises(DatasetError, match="at least one training clip is needed"):
+        render(tmp_path, short_space, **sizes)
+
+
+def test_a_dataset_without_val_and_test_opens(tmp_path, short_space):
+    folder = render(tmp_path, short_space, train=3, val=0, test=0)
+    assert (len(split(folder, "train")), len(split(folder, "val")), len(split(folder, "test"))) == (3, 0, 0)
+
+
+def test_a_moved_folder_still_opens(small, mine):
+    moved = mine.rename(mine.with_name("elsewhere"))
+    assert contents(moved) == contents(small)
+    assert split(moved, "train").any()
+
+
+def test_a_missing_shard_is_named(mine):
+    (mine / "shard-00001.h5").unlink()
+    with pytest.raises(DatasetError, match=r"train.h5 needs shard-00001.h5"):
+        open_split(mine / "train.h5")
+    assert open_split(mine / "val.h5")  # lies in the first shard
+
+
+def test_what_is_no_dataset_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"no dataset at .*train.h5; render one with notebook 01"):
+        open_split(tmp_path / "train.h5")
+    (tmp_path / "train.h5").write_bytes(b"not HDF5 at all")
+    with pytest.raises(DatasetError, match=r"train.h5 is not a readable HDF5 file"):
+        open_split(tmp_path / "train.h5")
+
+
+def test_stats_are_those_of_the_training_clips(dataset):
+    mel = split(dataset, "train", "mel_spec").astype(np.float64)
+    with np.load(dataset / "stats.npz") as stats:
+        assert {name: array.dtype for name, array in stats.items()} == {"mean": np.float32, "std": np.float32}
+        np.testing.assert_allclose(stats["mean"], mel.mean(axis=0), atol=1e-3)
+        np.testing.assert_allclose(stats["std"], mel.std(axis=0), atol=1e-2)
+
+
+def test_the_training_gets_the_std_of_each_band(dataset):
+    mel = split(dataset, "train", "mel_spec").astype(np.float64)
+    data = ClipData(dataset, 16)
+    assert data.mean.shape == data.std.shape == (1, 128, 1) and data.std.dtype == torch.float32
+    np.testing.assert_allclose(data.mean[..., 0], mel.mean(axis=(0, 3)), atol=1e-2)
+    np.testing.assert_allclose(data.std[..., 0], mel.std(axis=(0, 3)), atol=1e-2)
+
+
+def test_a_band_that_never_sounds_has_a_std_to_divide_by(mine):
+    with np.load(mine / "stats.npz") as stats:
+        mean, std = stats["mean"].copy(), stats["std"].copy()
+    mean[:, -3:], std[:, -3:] = -80, 0
+    np.savez(mine / "stats.npz", mean=mean, std=std)
+    data = ClipData(mine, 4)
+    assert torch.isfinite(data.std).all() and data.std.min() > 0.01
+
+
+def test_a_silent_space_is_refused(tmp_path, short_space, monkeypatch):
+    rows = [f"  op{op}_output_level: {{kind: integer, low: 0, high: 1, module: op{op}}}" for op in range(1, 7)]
+    lines = [line for line in short_space.text.splitlines() if "_output_level:" not in line]
+    at = lines.index("parameters:") + 1
+    silent = ParameterSpace.parse("\n".join([*lines[:at], *rows, *lines[at:]]))
+    monkeypatch.setattr("synthnb.data.generate.ATTEMPTS", 5)
+    message = "clip 0: 5 patches of space 'dexed' in a row were below -55.0 LUFS; widen its prior or lower the loud"
+    with pytest.raises(DatasetError, match=message):
+        render(tmp_path, silent)
+    assert not (tmp_path / "shard-00000.h5").exists() and not (tmp_path / "train.h5").exists()
+
+
+def test_shards_hold_all_clips():
+    assert shard_lengths(20, 8) == [8, 8, 4] and shard_lengths(16, 8) == [8, 8] and shard_lengths(3, 8) == [3]
+
+
+def test_validation_reads_every_clip_once_in_order(short_dataset, short_space):
+    batches = list(Clips(short_dataset / "train.h5", short_space, 16, endless=False))
+    assert [len(batch["mel"]) for batch in batches] == [BLOCK, BLOCK, BLOCK, 200 - 3 * BLOCK]
+    quantiles = torch.cat([batch["quantiles"] for batch in batches]).numpy()
+    np.testing.assert_array_equal(quantiles, short_space.to_quantiles(split(short_dataset, "train")))
+    mel = torch.cat([batch["mel"] for batch in batches])
+    assert mel.dtype == torch.float32 and mel.shape == (200, 1, 128, 51)
+
+
+def test_training_shuffles_by_seed_and_sees_each_clip_once_a_pass(short_dataset, short_space):
+    def rows(seed, batches, skip=0):
+        stream = iter(Clips(short_dataset / "train.h5", short_space, 20, endless=True, seed=seed, skip=skip))
+        return torch.cat([next(stream)["quantiles"] for _ in range(batches)]).numpy()
+
+    one = rows(0, 20)
+    assert len(np.unique(one[:200], axis=0)) == len(np.unique(one[200:], axis=0)) == 200
+    assert (one[:200] != one[200:]).any()
+    np.testing.assert_array_equal(one, rows(0, 20))
+    assert (one != rows(1, 20)).any()
+    np.testing.assert_array_equal(rows(0, 10, skip=10), one[200:])
+
+
+def test_a_batch_larger_than_the_dataset_is_refused(small):
+    with pytest.raises(ValueError, match="12 training clips are fewer than the batch size 13"):
+        ClipData(small, 13)
+
+
+#: Renders the dataset of the test below, says so when it starts, and waits to be killed when it is done.
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from synthnb.data.generate import generate
+from synthnb.space import ParameterSpace
+
+space = ParameterSpace.load(sys.argv[2])
+print("ready", flush=True)
+generate(sys.argv[1], space, 44, 8, 8, shard_size=4, workers=2, progress=False)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a process group, which this system does not have")
+def test_ten_kills_leave_no_trace(tmp_path, short_space):
+    """SIGKILL at ten random moments, spread from the first shard to the stats; then the arrays are the same."""
+    path = tmp_path / "short.yaml"
+    path.write_text(short_space.text)
+    undisturbed = generate(tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, workers=1, progress=False)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    rng = random.Random(10)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    for shards in sorted(rng.choices(range(16), k=10)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, folder, path],
+            stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment,
+        )  # fmt: skip
+        try:
+            assert process.stdout.readline() == "ready\n"
+            give_up = time.monotonic() + 100
+            while len(list(folder.glob("shard-*.h5"))) < shards and time.monotonic() < give_up:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.3))
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            process.stdout.close()
+        time.sleep(0.2)  # its workers die with it, but not at the same instant
+        assert len(list(folder.glob("shard-*.h5"))) >= shards
+    generate(folder, short_space, 44, 8, 8, shard_size=4, workers=1, progress=False)
+    assert contents(folder) == contents(undisturbed)

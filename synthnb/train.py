@@ -1,0 +1,121 @@
+"""Train a flow model on a dataset folder: checkpointed, resumable, ending in one self-describing file."""
+
+from __future__ import annotations
+
+import platform
+import time
+import warnings
+from pathlib import Path
+
+import lightning
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tqdm import tqdm
+
+from synthnb.data.datamodule import ClipData
+from synthnb.models.checkpoint import save_model
+from synthnb.models.flow import FlowModel, ModelSettings
+
+EMA_DECAY = 0.999
+
+
+class Progress(Callback):
+    """A plain bar of steps, at most one line every few seconds, and the clock behind the training record."""
+
+    def __init__(self):
+        self.seconds, self.clips, self.bar = 0.0, 0, None
+
+    def on_train_start(self, trainer, model):
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, unit="step", mininterval=5)
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, index):
+        now = time.perf_counter()
+        self.seconds, self.started = self.seconds + now - self.started, now
+        self.clips += len(batch["mel"])
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{outputs['loss'].item():.3f}", refresh=False)
+
+    def on_train_end(self, trainer, model):
+        self.bar.close()
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds, "clips": self.clips}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seconds, self.clips = state["seconds"], state["clips"]
+
+
+def train(
+    folder: str | Path,
+    out: str | Path,
+    settings: ModelSettings,
+    batch_size: int = 128,
+    seed: int = 0,
+    validate_every: int = 1000,
+    workers: int = 0,
+    precision: str = "32-true",
+) -> tuple[Path, pd.DataFrame]:
+    """Train for `settings.steps` steps, or finish a training that was interrupted in `out`.
+
+    Args:
+        folder: a dataset made by `generate`.
+        out: for `last.ckpt` (to resume from), `metrics.csv` and the result, `model.safetensors`.
+        validate_every: steps between validations; each also saves `last.ckpt`.
+        workers: loader processes; 0 is right on a CPU.
+        precision: Lightning's; `"bf16-mixed"` on a GPU.
+
+    Returns:
+        The checkpoint's path and the curves: a table with `step`, `train_loss`, `val_loss`.
+    """
+    out = Path(out)
+    last = out / "last.ckpt"
+    lightning.seed_everything(seed, verbose=False)
+    skip = torch.load(last, weights_only=False, map_location="cpu")["global_step"] if last.is_file() else 0
+    data = ClipData(folder, batch_size, workers, seed, skip)
+    model = FlowModel(data.space, settings, data.mean, data.std)
+    progress = Progress()
+    validate_every = min(validate_every, settings.steps)
+    keep = ModelCheckpoint(out, filename="step", save_last=True, save_top_k=0, every_n_train_steps=validate_every)
+    trainer = lightning.Trainer(
+        max_steps=settings.steps,
+        accelerator="auto",
+        devices=1,
+        precision=precision,
+        gradient_clip_val=1.0,
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=min(50, settings.steps),
+        callbacks=[EMAWeightAveraging(decay=EMA_DECAY, use_buffers=False), keep, progress],
+        logger=CSVLogger(out, name="", version="curves"),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(num_workers|many workers|litlogger|log_dir).*")
+        trainer.fit(model, data, ckpt_path=last if skip else None, weights_only=False)
+    curves = _curves(out)
+    record = {
+        "clips": data.clips,
+        "dataset_space": data.space.name,
+        "steps": trainer.global_step,
+        "batch_size": batch_size,
+        "seed": seed,
+        "seconds": round(progress.seconds),
+        "clips_per_second": round(progress.clips / max(progress.seconds, 1e-9), 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {trainer.accelerator.name()}",
+        "torch": torch.__version__,
+        "val_loss": curves[["step", "val_loss"]].dropna().round(4).values.tolist(),
+    }
+    return save_model(model, out / "model.safetensors", record), curves
+
+
+def _curves(out: Path) -> pd.DataFrame:
+    """One row per logged step, over all runs that were resumed in `out`."""
+    files = sorted(out.glob("curves*/metrics.csv"))
+    table = pd.concat([pd.read_csv(file) for file in files])
+    return table.groupby("step", as_index=False).last().reindex(columns=["step", "train_loss", "val_loss"])

@@ -24,6 +24,7 @@ from synthnb.features import log_mel
 from synthnb.match import Matcher, gain, score
 from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
 from synthnb.models.checkpoint import load_model
+from synthnb.sound import prepare, read_sound
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import open_synth
 
@@ -45,7 +46,7 @@ CHUNK = 4096  # training clips compared at once
 class Target:
     """A sound to match: float32 `(channels, samples)` of the space's length.
 
-    `recorded`: not made by the synth, so its level means nothing and renders are brought to it before they are measured.
+    `recorded`: not made by the synth, so its level means nothing: renders are brought to it before being measured.
     """
 
     name: str
@@ -80,6 +81,13 @@ def presets(paths: Sequence[Path], space: ParameterSpace, count: int, seed: int 
             Target(f"preset {i} {name}", synth.render(patch, note, space.seconds)[: synth.channels])
         )
     return targets
+
+
+def recordings_as_targets(paths: Sequence[str | Path], space: ParameterSpace) -> list[Target]:
+    """Sound files, read and cut as for a match."""
+    return [
+        Target(Path(path).stem, prepare(read_sound(path), space.seconds), recorded=True) for path in paths
+    ]
 
 
 class Retrieval:
@@ -123,8 +131,8 @@ def evaluate(
     folder: str | Path,
     targets: list[Target],
     out: str | Path,
-    systems: Sequence[str] = SYSTEMS,
     seconds: float = 30.0,
+    refined: int | None = None,
     seed: int = 0,
     workers: int = -1,
     **sampling,
@@ -136,18 +144,21 @@ def evaluate(
         folder: the dataset it was trained on, for retrieval.
         out: where results are kept, one JSON file per target; what is there is not computed again.
         seconds: one core's time for refining one target.
+        refined: only so many targets, the first ones, are refined; all by default.
         workers: targets worked on at a time, each by one process.
         sampling: to `FlowModel.sample`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     Retrieval(folder, out.parent)  # the index, before processes share it
+
+    def budget(index: int) -> float:
+        return seconds if refined is None or index < refined else 0.0
+
     jobs = [(index, target) for index, target in enumerate(targets) if not _result(out, index).is_file()]
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     work = pool(
-        joblib.delayed(_evaluate_one)(
-            checkpoint, folder, out, index, target, systems, seconds, seed, sampling
-        )
+        joblib.delayed(_evaluate_one)(checkpoint, folder, out, index, target, budget(index), seed, sampling)
         for index, target in jobs
     )
     for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
@@ -163,20 +174,20 @@ def _result(out: Path, index: int) -> Path:
 _loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
 
 
-def _evaluate_one(checkpoint, folder, out, index, target, systems, seconds, seed, sampling) -> None:
+def _evaluate_one(checkpoint, folder, out, index, target, seconds, seed, sampling) -> None:
     key = (str(checkpoint), str(folder))
     if key not in _loaded:
         torch.set_num_threads(1)
         _loaded[key] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
     matcher, retrieval = _loaded[key]
-    rows = _match_by_all(matcher, retrieval, target, systems, seconds, [seed, index], sampling)
+    rows = _match_by_all(matcher, retrieval, target, seconds, [seed, index], sampling)
     path = _result(out, index)
     aside = path.with_suffix(".partial")
     aside.write_text(json.dumps(rows))
     aside.replace(path)
 
 
-def _match_by_all(matcher, retrieval, target, systems, seconds, seed, sampling) -> list[dict]:
+def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[dict]:
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
     distance = Distance(audio)
@@ -184,13 +195,8 @@ def _match_by_all(matcher, retrieval, target, systems, seconds, seed, sampling) 
     flow_seed = int(rng.integers(2**31))
 
     def default() -> np.ndarray:
-        note = Note(
-            *(space[name].default for name in ("pitch",)),
-            space.velocity,
-            space["start"].default,
-            space["end"].default,
-        )
-        return space.encode(space.default_patch, note)[None]
+        pitch, begin, end = (space[name].default for name in ("pitch", "start", "end"))
+        return space.encode(space.default_patch, Note(pitch, space.velocity, begin, end))[None]
 
     candidates = {
         "default patch": default,
@@ -204,13 +210,12 @@ def _match_by_all(matcher, retrieval, target, systems, seconds, seed, sampling) 
     rows = []
 
     def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float) -> None:
-        if system in systems:
-            elapsed = time.perf_counter() - start
-            render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
-            if target.recorded:
-                render = render * gain(audio, render)
-            row = {"target": target.name, "system": system, **all_metrics(audio, render)}
-            rows.append({**row, "distance": float(value), "renders": renders, "seconds": round(elapsed, 2)})
+        elapsed = time.perf_counter() - start
+        render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
+        if target.recorded:
+            render = render * gain(audio, render)
+        row = {"target": target.name, "system": system, **all_metrics(audio, render)}
+        rows.append({**row, "distance": float(value), "renders": renders, "seconds": round(elapsed, 2)})
 
     for system, draw in candidates.items():
         start = time.perf_counter()
@@ -220,7 +225,7 @@ def _match_by_all(matcher, retrieval, target, systems, seconds, seed, sampling) 
         keep(system, vectors[best], values[best], len(vectors), start)
         if system in firsts:
             keep(firsts[system], vectors[0], values[0], 1, start)
-    if "flow, refined" in systems:
+    if seconds:
         vector, value, renders = vectors[best], values[best], len(vectors)  # the flow's
         start = time.perf_counter()
         for population, measured in matcher.refine(distance, vector, start + seconds, flow_seed):
@@ -250,5 +255,5 @@ def compare(
     table: pd.DataFrame, a: str, b: str, metric: str = "MSS", seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean over targets of `a` minus `b` with its 95 % bootstrap interval, both measured on the same targets."""
-    wide = table.pivot(index="target", columns="system", values=metric)
+    wide = table.pivot(index="target", columns="system", values=metric)[[a, b]].dropna()
     return paired_difference(wide[a], wide[b], seed)

@@ -8,14 +8,16 @@ match.save("outputs/bass")
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cma
 import joblib
 import numpy as np
 import pandas as pd
@@ -23,10 +25,12 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.metrics import Distance, all_metrics
-from synthnb.models.flow import FlowModel
 from synthnb.sound import SAMPLE_RATE, check_sound, write_sound
 from synthnb.space import Note, ParameterSpace, Patch
 from synthnb.synths import Synth, open_synth
+
+if TYPE_CHECKING:  # workers import this module, and Lightning takes seconds
+    from synthnb.models.flow import FlowModel
 
 SIGMA = 0.06  # of the first CMA-ES steps, in quantiles
 POPULATION = 16
@@ -69,6 +73,11 @@ class Match:
         """The candidate nearest to the target."""
         return self.candidates[0]
 
+    @property
+    def first(self) -> Candidate:
+        """The nearest of those that the flow proposed: where refining began."""
+        return next(c for c in self.candidates if c.origin == "flow")
+
     def audio(self, candidate: Candidate | None = None, level: bool = True) -> np.ndarray:
         """A candidate's render (default: the best's), `(channels, samples)`; `level` scales it to the target's RMS."""
         chosen = candidate or self.best
@@ -87,33 +96,53 @@ class Match:
         ]
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
 
-    def save(self, folder: str | Path, name: str = "match") -> dict[str, Path]:
-        """Write the preset, target and match as wav (at equal level), and `match.json`. Returns the paths by kind."""
+    def differences(self, candidate: Candidate | None = None) -> pd.DataFrame:
+        """Where a candidate (default: the best) departs from the synth's default patch, the farthest first.
+
+        One row for each parameter that differs: `parameter`, `value`, `default`.
+        """
+        patch = (candidate or self.best).patch
+        rows = []
+        for p in self.space.parameters:
+            if patch[p.name] != p.default:
+                far = 1.0 if p.kind == "categorical" else abs(p.to_unit(patch[p.name]) - p.to_unit(p.default))
+                rows.append((far, p.name, patch[p.name], p.default))
+        rows = [row for _, *row in sorted(rows, key=lambda row: -row[0])]
+        return pd.DataFrame(rows, columns=["parameter", "value", "default"])
+
+    def save(
+        self, folder: str | Path, name: str = "match", candidate: Candidate | None = None
+    ) -> dict[str, Path]:
+        """Write a candidate (default: the best): preset, target and match as wav at equal level, and `match.json`.
+
+        `name` is the preset's; what a file name cannot hold becomes `_` there. Returns the paths by kind: `preset`,
+        `target`, `match`, `report`.
+        """
+        chosen = candidate or self.best
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = re.sub(r"[^\w.-]+", "_", name) or "match"
+        stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._-") or "match"
         paths = {
-            "preset": self.synth.save_preset(
-                folder / f"{stem}{self.synth.preset_suffix}", self.best.patch, name
-            ),
+            "preset": folder / f"{stem}{self.synth.preset_suffix}",
             "target": folder / "target.wav",
             "match": folder / "match.wav",
             "report": folder / "match.json",
         }
+        self.synth.save_preset(paths["preset"], chosen.patch, name)
         write_sound(paths["target"], self.target)
-        write_sound(paths["match"], self.audio())
+        write_sound(paths["match"], self.audio(chosen))
         seconds, renders, _ = self.history[-1]
         report = {
-            "distance": round(self.best.distance, 4),
-            "distances": {key: round(value, 4) for key, value in self.metrics().items()},
-            "first": round(self.history[0][2], 4),
+            "distance": round(chosen.distance, 4),
+            "distances": {key: round(value, 4) for key, value in self.metrics(chosen).items()},
+            "first": round(self.first.distance, 4),
             "renders": renders,
             "seconds": round(seconds, 1),
             "synth": self.space.synth,
             "space": self.space.name,
             "preset": paths["preset"].name,
-            "note": self.best.note._asdict(),
-            "patch": self.best.patch,
+            "note": chosen.note._asdict(),
+            "patch": chosen.patch,
         }
         paths["report"].write_text(json.dumps(report, indent=1) + "\n")
         return paths
@@ -139,6 +168,7 @@ class Matcher:
         self.model, self.space = model, model.space
         self.synth = open_synth(self.space.synth)
         self.workers = joblib.cpu_count() if workers == -1 else workers
+        self._task: tuple[str, Distance | None] = ("", None)  # the target that the workers know by that token
 
     def prepare_target(self, audio: np.ndarray) -> np.ndarray:
         """A sound `(channels, samples)` as the synth could make it: its channels and exactly the space's length.
@@ -146,13 +176,16 @@ class Matcher:
         Raises `UnusableSound`, or `ValueError` if the length is wrong (see `sound.prepare`).
         """
         check_sound(audio)
+        audio = np.asarray(audio, dtype=np.float32)
         samples = round(self.space.seconds * SAMPLE_RATE)
         if audio.shape[1] != samples:
             raise ValueError(
                 f"the sound has {audio.shape[1]} samples, {samples} are needed; use sound.prepare first"
             )
         if self.synth.channels == 1:
-            return audio.mean(axis=0, keepdims=True, dtype=np.float32)
+            audio = audio.mean(axis=0, keepdims=True)
+            check_sound(audio, "this sound, mixed to mono")  # two channels may cancel out
+            return audio
         return np.repeat(audio, 2, axis=0) if len(audio) == 1 else audio
 
     def propose(self, target: np.ndarray, count: int = 32, seed: int = 0, **sampling) -> np.ndarray:
@@ -163,11 +196,20 @@ class Matcher:
         """Render vectors `(n, width)` and measure them: float64 `(n,)`."""
         if self.workers == 1:
             return score(self.space, self.synth, target, vectors)
-        parts = np.array_split(vectors, min(self.workers, len(vectors)))
-        pool = joblib.Parallel(n_jobs=self.workers)
-        return np.concatenate(
-            pool(joblib.delayed(_score_in_worker)(self.space.text, target, part) for part in parts)
-        )
+        if self._task[1] is not target:
+            self._task = (uuid.uuid4().hex, target)
+        token, parts = self._task[0], np.array_split(vectors, min(self.workers, len(vectors)))
+        # A target takes 3 MB, so it travels only to workers that do not know it yet.
+        values = self._run(_score_in_worker, [(token, part) for part in parts])
+        unknown = [i for i, found in enumerate(values) if found is None]
+        again = [(token, parts[i], self.space.text, target) for i in unknown]
+        for i, found in zip(unknown, self._run(_score_in_worker, again)):
+            values[i] = found
+        return np.concatenate(values)
+
+    def _run(self, function: Callable, arguments: list[tuple]) -> list:
+        """In the worker processes, which joblib keeps from one call to the next."""
+        return joblib.Parallel(n_jobs=self.workers)(joblib.delayed(function)(*each) for each in arguments)
 
     def match(
         self,
@@ -188,7 +230,8 @@ class Matcher:
             sampling: `steps`, `guidance`, `interval`, `midpoint` of `FlowModel.sample`.
 
         Returns:
-            The match; an interrupt (Ctrl-C, *interrupt kernel*) ends the search early and keeps what was found.
+            The match. An interrupt (Ctrl-C, *interrupt kernel*, `KeyboardInterrupt` raised by `progress`) ends the
+            search early and keeps what was found; it passes through only before the first candidates are ranked.
         """
         start = time.perf_counter()
         target = self.prepare_target(audio)
@@ -198,10 +241,10 @@ class Matcher:
         found = [self._candidate(v, d, "flow") for v, d in zip(vectors, self.distances(distance, vectors))]
         match.candidates = sorted(found, key=lambda c: c.distance)
         match.history.append((time.perf_counter() - start, candidates, match.best.distance))
-        if progress:
-            progress(match)
         deadline, renders = time.perf_counter() + seconds, candidates
         try:
+            if progress:
+                progress(match)
             for vectors, values in self.refine(distance, match.best.vector, deadline, seed):
                 renders += len(vectors)
                 nearest = int(np.argmin(values))
@@ -223,13 +266,16 @@ class Matcher:
         It moves in quantiles, where every parameter has the same scale; categories stay. Yields every population,
         vectors `(n, width)` and distances `(n,)`.
         """
+        import cma  # here, because workers import this module and do without
+
         columns = [self.space.columns[p.name].start for p in self.space if p.kind != "categorical"]
-        centre = self.space.to_quantiles(vector)
+        centre, rng = self.space.to_quantiles(vector), np.random.default_rng(seed)
         options = {
             "bounds": [0, 1],
             "popsize": POPULATION,
             "CMA_diagonal": True,
-            "seed": seed + 1,  # 0 would mean the clock
+            "seed": np.nan,  # leave NumPy's global generator alone
+            "randn": lambda *shape: rng.standard_normal(shape),
             "verbose": -9,
         }
         search = cma.CMAEvolutionStrategy(centre[columns].astype(float), SIGMA, options)
@@ -255,12 +301,24 @@ def score(space: ParameterSpace, synth: Synth, target: Distance, vectors: np.nda
     return np.array(values)
 
 
-_opened: dict[str, tuple[ParameterSpace, Synth]] = {}  # in a worker: the space and synth it has open
+_tasks: dict[str, tuple[ParameterSpace, Synth, Distance]] = {}  # in a worker: the targets it knows, by token
 
 
-def _score_in_worker(text: str, target: Distance, vectors: np.ndarray) -> np.ndarray:
-    if text not in _opened:
+def _score_in_worker(
+    token: str, vectors: np.ndarray, text: str = "", target: Distance | None = None
+) -> np.ndarray | None:
+    """`score`, or None if this worker does not know the target of that token and is not told."""
+    if token not in _tasks:
+        if target is None:
+            return None
         torch.set_num_threads(1)
-        space = ParameterSpace.parse(text)
-        _opened[text] = (space, open_synth(space.synth))
-    return score(*_opened[text], target, vectors)
+        while len(_tasks) >= 4:
+            del _tasks[next(iter(_tasks))]
+        _tasks[token] = (*_open(text), target)
+    return score(*_tasks[token], vectors)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(text: str) -> tuple[ParameterSpace, Synth]:
+    space = ParameterSpace.parse(text)
+    return space, open_synth(space.synth)

@@ -3,67 +3,56 @@
 `mss`, `wmfcc`, `sot` and `rms_cosine` are the audio metrics of Hayes, Saitis and Fazekas, "Audio synthesizer
 inversion in symmetric parameter spaces with approximately equivariant flow matching" (ISMIR 2025, arXiv
 2506.07199), as its `scripts/compute_audio_metrics.py` computes them, so that they fit into one table with the
-published ones. Audio is float `(channels, samples)`, one channel or two; a mono clip and its copy on two channels
-measure the same. None is ever NaN. What cannot be measured raises ValueError: another shape, a target and a render
-of different shapes, less than 0.1 s, NaN or infinity.
+published ones. Audio is float `(channels, samples)`, one channel or two; a mono clip and its copy on two
+channels measure the same. None is ever NaN. What cannot be measured raises ValueError: another shape, a
+target and a render of different shapes, less than 0.1 s, NaN or infinity.
 
-`Distance` gives MSS, SOT and RMS within 1e-3 and about fifteen times as fast, to compare one target with thousands
-of renders. `bootstrap_mean` and `paired_difference` say how far a mean over clips can be trusted.
+`Distance` gives MSS, SOT and RMS within 1e-3 and about fifteen times as fast, to compare one target with
+thousands of renders. `bootstrap_mean` and `paired_difference` say how far a mean over clips can be trusted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Iterator, Sequence
 
 import librosa
-import numba
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 
 from synthnb.sound import SAMPLE_RATE
+from synthnb.spectra import FAINTEST_FRAME, TOP_DB, MelSpectrum, Spectrum, mean_channel, transport
 
 with contextlib.redirect_stdout(io.StringIO()):  # in a notebook, dtw-python prints how to cite it
     from dtw import dtw
 
-METRICS = {
-    "MSS": "lower",
-    "wMFCC": "lower",
-    "SOT": "lower",
-    "RMS": "higher",
-}  #: a table's order; which is better
+#: A table's columns, and which is better.
+METRICS = {"MSS": "lower", "wMFCC": "lower", "SOT": "lower", "RMS": "higher"}
 
-MSS_SCALES = (
-    (0.010, 0.005, 32),
-    (0.025, 0.010, 64),
-    (0.100, 0.050, 128),
-)  #: seconds of window, of hop; mel bands
+#: Seconds of window and of hop, and mel bands.
+MSS_SCALES = ((0.010, 0.005, 32), (0.025, 0.010, 64), (0.100, 0.050, 128))
 MFCC_FRAME = (0.050, 0.010)  #: seconds of window, of hop
 SOT_FRAME = (0.050, 0.020)
 RMS_FRAME = (0.050, 0.025)
-TOP_DB = 80.0
-FAINTEST = 1e-10  #: power at which decibels stop falling (librosa's `amin`)
-FAINTEST_FRAME = 1e-6  #: least sum by which a frame's magnitudes are divided
 
-#: One unit of each term of `Distance`, a mistake of about the same size: MSS and SOT of the calibration sawtooth
-#: against the same an octave higher, 1 - RMS against the same without its decay (tests/test_metrics.py has both).
+#: One unit of each term of `Distance`, a mistake of about the same size: MSS and SOT of a sawtooth against an
+#: octave higher, 1 - RMS of a decaying sawtooth against a steady one (both are in tests/test_metrics.py).
 UNITS = {"MSS": 6.7, "SOT": 0.0588, "RMS": 0.306}
 
-#: MSS leads: it hears pitch, timbre and envelope, and is what a match is judged by. But it is flat where partials do
-#: not overlap, and there SOT slopes towards the right pitch; RMS does the same for the right envelope.
+#: MSS leads: it hears pitch, timbre and envelope, and is what a match is judged by. But it is flat where
+#: partials do not overlap, and there SOT slopes towards the right pitch; so does RMS for the envelope.
 WEIGHTS = {"MSS": 1.0, "SOT": 0.25, "RMS": 0.25}
 
 
 def mss(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
     """Multi-scale spectral distance, decibels in [0, 80]; 0 is the same, an octave off about 7.
 
-    Mel power spectrograms with Hann windows of 10, 25 and 100 ms (hops 5, 10, 50 ms; 32, 64, 128 bands), in decibels
-    below the clip's own loudest cell in any channel, floor at -80; the mean absolute difference at each scale; the
-    mean of the three. Level does not matter, except that librosa's floor `FAINTEST` hides the quiet cells of a clip
-    whose loudest is under 0.01 (a sine under -40 dBFS).
+    Mel power spectrograms with Hann windows of 10, 25 and 100 ms (hops 5, 10, 50 ms; 32, 64, 128 bands), in
+    decibels below the clip's own loudest cell in any channel, floor at -80; the mean absolute difference at
+    each scale; the mean of the three. Level does not matter, except that librosa's floor `FAINTEST` hides the
+    quiet cells of a clip whose loudest is under 0.01 (a sine under -40 dBFS).
     """
     target, render = _pair(target, render, sample_rate)
     gaps = []
@@ -78,9 +67,10 @@ def mss(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) 
 def wmfcc(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
     """Warped MFCC distance, at least 0, no unit; 0 is the same, an octave off about 9.5.
 
-    20 MFCCs (windows of 50 ms, hop 10 ms, 128 mel bands) of each channel, stacked; dynamic time warping (Giorgino's
-    dtw-python, step pattern `symmetric2`) where two frames cost their mean absolute difference; the best path's cost
-    divided by the sum of both lengths. The first coefficient is loudness, so level matters.
+    20 MFCCs (windows of 50 ms, hop 10 ms, 128 mel bands) of each channel, stacked; dynamic time warping
+    (Giorgino's dtw-python, step pattern `symmetric2`) where two frames cost their mean absolute difference;
+    the best path's cost divided by the sum of both lengths. The first coefficient is loudness, so level
+    matters.
     """
     target, render = _pair(target, render, sample_rate)
     window, hop = (int(seconds * sample_rate) for seconds in MFCC_FRAME)
@@ -90,12 +80,13 @@ def wmfcc(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE
 
 
 def sot(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Spectral optimal transport, share of the spectrum's width in [0, 1]; 0 is the same, an octave off about 0.06.
+    """Spectral optimal transport, share of the spectrum's width in [0, 1]; 0 is the same, an octave off 0.06.
 
-    Channels averaged; magnitude spectra (Hann windows of 50 ms, hop 20 ms), each divided by its sum (at least 1e-6);
-    the Wasserstein-1 distance of two frames along the linear frequency axis, that is the mean over bins of the
-    absolute difference of their cumulative sums; the mean over frames. Level does not matter. A silent frame stays
-    zero, and against a sounding one costs what the other's cumulative sum is on average: up to 1.
+    Channels averaged; magnitude spectra (Hann windows of 50 ms, hop 20 ms), each divided by its sum (at least
+    1e-6); the Wasserstein-1 distance of two frames along the linear frequency axis, that is the mean over
+    bins of the absolute difference of their cumulative sums; the mean over frames. Level does not matter. A
+    silent frame stays zero, and against a sounding one costs what the other's cumulative sum is on average:
+    up to 1.
     """
     target, render = _pair(target, render, sample_rate)
     window, hop = (int(seconds * sample_rate) for seconds in SOT_FRAME)
@@ -105,10 +96,10 @@ def sot(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) 
 
 
 def rms_cosine(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Cosine similarity of the level envelopes, in [0, 1]; 1 is the same shape, whatever pitch, timbre and level.
+    """Cosine similarity of the level envelopes, in [0, 1]; 1 is the same shape at any pitch and level.
 
-    Channels averaged; root mean square of 50 ms every 25 ms; the cosine of the two envelopes. Where one clip is
-    silent the script's value is NaN; here it is 0, and 1 if both are.
+    Channels averaged; root mean square of 50 ms every 25 ms; the cosine of the two envelopes. Where one clip
+    is silent the script's value is NaN; here it is 0, and 1 if both are.
     """
     target, render = _pair(target, render, sample_rate)
     frame, hop = (int(seconds * sample_rate) for seconds in RMS_FRAME)
@@ -134,11 +125,12 @@ class Distance:
         target: float `(channels, samples)`, one channel or two.
         sample_rate: Hz, of the target and of all renders.
 
-    Renders are numpy arrays or CPU tensors `(batch, channels, samples)`, as long as the target, with one channel or
-    two whatever the target has (mono is the same on both). Every method returns float64 `(batch,)`. Equal channels
-    are measured once. A mono clip of 4 s takes about 6 ms on one core, where `torch.stft` alone would take 15. More
-    cores are best used by threads that share an instance, each with a part of the batch and
-    `torch.set_num_threads(1)`. The first use ever compiles for some seconds; numba keeps the result.
+    Renders are numpy arrays or CPU tensors `(batch, channels, samples)`, as long as the target, with one
+    channel or two whatever the target has (mono is the same on both). Every method returns float64
+    `(batch,)`. Equal channels are measured once. A mono clip of 4 s takes about 6 ms on one core, where
+    `torch.stft` alone would take 15. More cores are best used by threads that share an instance, each with a
+    part of the batch and `torch.set_num_threads(1)`. The first use ever compiles for some seconds; numba
+    keeps the result.
     """
 
     def __init__(self, target: np.ndarray, sample_rate: int = SAMPLE_RATE):
@@ -147,15 +139,15 @@ class Distance:
         self.samples = target.shape[1]
         self._margin = int(MSS_SCALES[-1][0] * sample_rate) // 2  # half the longest window
         layout = (self.samples, self._margin, sample_rate)
-        self._mels = [_MelSpectrum(*scale, *layout) for scale in MSS_SCALES]
-        self._spectrum = _Spectrum(*SOT_FRAME, *layout)
+        self._mels = [MelSpectrum(*scale, *layout) for scale in MSS_SCALES]
+        self._spectrum = Spectrum(*SOT_FRAME, *layout)
         padded = self._pad(target)
         self._target_mels = [mel.decibels(padded) for mel in self._mels]
         self._target_shares = _cumulative_shares(self._spectrum.magnitude(padded))
         self._target_envelope = self._envelope(padded)
 
     def __call__(self, renders: np.ndarray | torch.Tensor) -> np.ndarray:
-        """The ranking distance, 0 or more: MSS, SOT and 1 - RMS, each in `UNITS` and weighted by `WEIGHTS`."""
+        """The ranking distance, 0 or more: MSS, SOT and 1 - RMS in `UNITS`, added up with `WEIGHTS`."""
         mss, sot, rms = (WEIGHTS[name] / UNITS[name] for name in ("MSS", "SOT", "RMS"))
         clips = self._clips(renders)
         return np.array([mss * self._mss(x) + sot * self._sot(x) + rms * (1.0 - self._rms(x)) for x in clips])
@@ -195,17 +187,17 @@ class Distance:
         return float(np.mean(gaps))
 
     def _sot(self, padded: np.ndarray) -> float:
-        return float(_transport(self._spectrum.magnitude(padded), self._target_shares))
+        return float(transport(self._spectrum.magnitude(padded), self._target_shares))
 
     def _rms(self, padded: np.ndarray) -> float:
         return _cosine(self._target_envelope, self._envelope(padded))
 
     def _envelope(self, padded: np.ndarray) -> np.ndarray:
-        """`librosa.feature.rms`. A frame is two hops, and one sample more where their lengths are rounded so."""
+        """`librosa.feature.rms`. A frame is two hops, and one sample more where rounding makes it so."""
         frame, hop = (int(seconds * self.sample_rate) for seconds in RMS_FRAME)
         frames = 1 + (self.samples + 2 * (frame // 2) - frame) // hop
         start = self._margin - frame // 2
-        hops = _mean_channel(padded)[0, start : start + (frames + 2) * hop].reshape(frames + 2, hop)
+        hops = mean_channel(padded)[0, start : start + (frames + 2) * hop].reshape(frames + 2, hop)
         squares = np.einsum("fs,fs->f", hops, hops)
         return np.sqrt((squares[:-2] + squares[1:-1] + (frame - 2 * hop) * hops[2:, 0] ** 2) / frame)
 
@@ -213,9 +205,10 @@ class Distance:
 def bootstrap_mean(values: Sequence[float], seed: int = 0, n: int = 10_000) -> tuple[float, float, float]:
     """Mean over clips and its 95 % interval, `(mean, low, high)` in the values' unit.
 
-    Percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13): the 2.5th and
-    97.5th percentile of the means of `n` resamples. It covers the choice of clips and nothing else, and with fewer
-    than 20 clips is somewhat too narrow. Raises ValueError unless there are values and all are finite.
+    Percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13): the
+    2.5th and 97.5th percentile of the means of `n` resamples. It covers the choice of clips and nothing else,
+    and with fewer than 20 clips is somewhat too narrow. Raises ValueError unless there are values and all are
+    finite.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
@@ -231,8 +224,8 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, n: int = 10_000) -> t
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """`bootstrap_mean` of `a - b`, clip by clip: with 0 outside the interval, the two differ on average.
 
-    Sharper than two intervals side by side, because what makes a clip hard for both drops out of its difference.
-    Raises ValueError if the lengths differ.
+    Sharper than two intervals side by side, because what makes a clip hard for both drops out of its
+    difference. Raises ValueError if the lengths differ.
     """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape:
@@ -271,10 +264,6 @@ def _mono_once(audio: np.ndarray) -> np.ndarray:
     return audio[:1] if np.array_equal(audio[0], audio[-1]) else audio
 
 
-def _mean_channel(audio: np.ndarray) -> np.ndarray:
-    return audio if len(audio) == 1 else audio.mean(axis=0, keepdims=True)
-
-
 def _cumulative_shares(magnitude: np.ndarray) -> np.ndarray:
     return np.cumsum(magnitude / np.maximum(magnitude.sum(axis=0), FAINTEST_FRAME), axis=0)
 
@@ -283,159 +272,3 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a) * np.linalg.norm(b)
     return min(1.0, float(a @ b / norms)) if norms else float(not (a.any() or b.any()))
-
-
-# --- Fast spectra -----------------------------------------------------------------------------------------------------
-
-
-class _Spectrum:
-    """`librosa.stft` (Hann, centred, zeros around) of padded clips, by two matrix products instead of an FFT.
-
-    The windows are 441, 1102, 2205 and 4410 samples, which FFTs are slow at (1102 = 2 * 19 * 29). With p and q
-    coprime, taking sample (q i + p j) mod pq as (i, j) and bin k as (k mod p, k mod q) makes a transform of pq
-    samples one of p by q in two dimensions (Good 1958). Along each, cosines meet only the even part of the samples
-    and sines only the odd part, so the samples are folded into those first, and what remains are products with small
-    real matrices. Frames lie side by side in the last axis, so that every other step is a plain loop over frames.
-    """
-
-    def __init__(self, window: float, hop: float, samples: int, margin: int, sample_rate: int):
-        self._size, self._hop = int(window * sample_rate), int(hop * sample_rate)
-        self._frames = 1 + (samples + 2 * (self._size // 2) - self._size) // self._hop
-        self._start = margin - self._size // 2
-        p, q = _coprime_factors(self._size)
-        i, j = np.meshgrid(np.arange(p // 2 + 1), np.arange(q // 2 + 1), indexing="ij")
-        self._folded = np.stack([(q * a + p * b) % self._size for a in (i, -i) for b in (j, -j)], axis=-1)
-        self._window = librosa.filters.get_window("hann", self._size).astype(np.float32)
-        self._along_p, self._along_q = (
-            _cosines_and_sines(p),
-            _cosines_and_sines(q).repeat(2 * (p // 2 + 1), 1, 1),
-        )
-        # A real signal's bins (a, b) and (-a, -b) are conjugate, so a is taken from the half that there is; and b
-        # too, by the sign of the sine.
-        k = np.arange(self._size // 2 + 1)
-        conjugate = np.where(k % p > p // 2, -1, 1)
-        a, b = conjugate * k % p, conjugate * k % q
-        sign = np.where(b > q // 2, -1, 1)
-        cell = np.arange(2 * i.size * 2).reshape(2, p // 2 + 1, 2, q // 2 + 1)
-        self._cells = cell[:, a, :, sign * b % q].reshape(len(k), 4)
-        self._sign = sign.astype(np.float32)
-
-    def _transform(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> `(cells, channels * frames)`; `_cells` are the four that make up a bin."""
-        columns = self._frames + (self._size - 1) // self._hop
-        used = padded[:, self._start : self._start + columns * self._hop]
-        combed = np.ascontiguousarray(used.reshape(-1, columns, self._hop).transpose(2, 0, 1))
-        rows, width = self._along_p.shape[1], self._along_q.shape[1]
-        folded = np.empty((2, rows, 2, width, len(padded), self._frames), dtype=np.float32)
-        _fold(combed, self._folded, self._window, folded)
-        half = self._along_q @ torch.from_numpy(folded).view(4 * rows, width, -1)
-        return (self._along_p @ half.view(2, rows, -1)).view(4 * rows * width, -1).numpy()
-
-    def magnitude(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> float32 `(bins, frames)` of the channels' mean."""
-        cells = self._transform(_mean_channel(padded))
-        magnitude = np.empty((len(self._cells), self._frames), dtype=np.float32)
-        _magnitude(cells, self._cells, self._sign, magnitude)
-        return magnitude
-
-
-class _MelSpectrum(_Spectrum):
-    """`librosa.feature.melspectrogram` and `power_to_db(ref=np.max)` of padded clips."""
-
-    def __init__(self, window: float, hop: float, bands: int, samples: int, margin: int, sample_rate: int):
-        super().__init__(window, hop, samples, margin, sample_rate)
-        filters = librosa.filters.mel(sr=sample_rate, n_fft=self._size, n_mels=bands)
-        # A bin lies under two triangles at most, and these are neighbours.
-        self._lower = np.minimum((filters > 0).argmax(axis=0), bands - 2)
-        self._weights = np.take_along_axis(filters, np.stack([self._lower, self._lower + 1]), axis=0)
-        self._bands = bands
-
-    def decibels(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> float32 `(bands, channels, frames)` in [-80, 0]."""
-        power = np.zeros((self._bands, len(padded) * self._frames), dtype=np.float32)
-        _mel_power(self._transform(padded), self._cells, self._sign, self._lower, self._weights, power)
-        decibels = 10 * np.log10(np.maximum(power, FAINTEST, out=power))
-        return np.maximum(decibels - decibels.max(), -TOP_DB).reshape(self._bands, -1, self._frames)
-
-
-def _coprime_factors(size: int) -> tuple[int, int]:
-    """(p, q) with p q = size, p <= q, as equal as they can be without a common factor."""
-    return next(
-        (p, size // p)
-        for p in range(math.isqrt(size), 0, -1)
-        if size % p == 0 and math.gcd(p, size // p) == 1
-    )
-
-
-def _cosines_and_sines(size: int) -> torch.Tensor:
-    """`(2, half, half)`: the real transforms of a signal's folded even and odd parts, half = size // 2 + 1."""
-    k = np.arange(size // 2 + 1)
-    angle = 2 * np.pi / size * np.outer(k, k)
-    once = np.where(-k % size == k, 0.5, 1.0)  # folded onto itself, a sample counts twice
-    return torch.tensor(np.stack([np.cos(angle) * once, np.sin(angle) * once]), dtype=torch.float32)
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def _fold(combed, samples, window, folded):
-    """Sample n of frame f, in row n mod hop and column f + n // hop, windowed; even and odd parts along i and j."""
-    hop, channels, _ = combed.shape
-    for i in range(samples.shape[0]):
-        for j in range(samples.shape[1]):
-            a, b, c, d = samples[i, j]
-            wa, wb, wc, wd = window[a], window[b], window[c], window[d]
-            for channel in range(channels):
-                row_a, row_b = combed[a % hop, channel, a // hop :], combed[b % hop, channel, b // hop :]
-                row_c, row_d = combed[c % hop, channel, c // hop :], combed[d % hop, channel, d // hop :]
-                even_even, even_odd = folded[0, i, 0, j, channel], folded[0, i, 1, j, channel]
-                odd_even, odd_odd = folded[1, i, 0, j, channel], folded[1, i, 1, j, channel]
-                for f in range(len(even_even)):
-                    xa, xb, xc, xd = wa * row_a[f], wb * row_b[f], wc * row_c[f], wd * row_d[f]
-                    even_even[f] = (xa + xb) + (xc + xd)
-                    even_odd[f] = (xa - xb) + (xc - xd)
-                    odd_even[f] = (xa + xb) - (xc + xd)
-                    odd_odd[f] = (xa - xb) - (xc - xd)
-
-
-@numba.njit(fastmath=True, nogil=True, inline="always")
-def _power(cos_cos, cos_sin, sin_cos, sin_sin, sign):
-    return (cos_cos - sign * sin_sin) ** 2 + (sin_cos + sign * cos_sin) ** 2
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def _magnitude(cells, bins, sign, magnitude):
-    for k in range(len(bins)):
-        a, b, c, d = bins[k]
-        for f in range(magnitude.shape[1]):
-            magnitude[k, f] = np.sqrt(_power(cells[a, f], cells[b, f], cells[c, f], cells[d, f], sign[k]))
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def _mel_power(cells, bins, sign, lower, weights, mel):
-    for k in range(len(bins)):
-        a, b, c, d = bins[k]
-        low, high = mel[lower[k]], mel[lower[k] + 1]
-        for f in range(len(low)):
-            power = _power(cells[a, f], cells[b, f], cells[c, f], cells[d, f], sign[k])
-            low[f] += weights[0, k] * power
-            high[f] += weights[1, k] * power
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def _transport(magnitude, target_shares):
-    """Mean over bins and frames of |cumulative shares of `magnitude` - `target_shares`|, both `(bins, frames)`."""
-    bins, frames = magnitude.shape
-    scale, share, moved = (
-        np.zeros(frames, np.float32),
-        np.zeros(frames, np.float32),
-        np.zeros(frames, np.float32),
-    )
-    for k in range(bins):
-        for f in range(frames):
-            scale[f] += magnitude[k, f]
-    for f in range(frames):
-        scale[f] = 1 / max(scale[f], FAINTEST_FRAME)
-    for k in range(bins):
-        for f in range(frames):
-            share[f] += magnitude[k, f] * scale[f]
-            moved[f] += abs(share[f] - target_shares[k, f])
-    return moved.mean() / bins

@@ -2,8 +2,8 @@
 
 Cells run from top to bottom in the notebook's folder. What would bloat or date the file is left out: the outputs of
 cells tagged `listen` (sound is heavy; players come back when the cell is run), standard error (progress bars; it goes
-to the terminal instead), widget states, timings, and the paths of this machine; pictures are packed. The file is replaced only if every
-cell succeeds.
+to the terminal instead), widget states, timings, and the paths of this machine; pictures are packed. The file is
+replaced only if every cell succeeds.
 
 With parameter files, a later one winning, the cell tagged `parameters` keeps its defaults and its output says what
 this run was given.
@@ -53,6 +53,7 @@ def execute(path: str | Path, params: list[str | Path] = (), timeout: int = 24 *
         timeout=timeout,
         kernel_name=KERNEL["name"],
         record_timing=False,
+        startup_timeout=600,  # seconds, on a busy machine
         resources={"metadata": {"path": str(path.resolve().parent)}},
     ).execute()
     if values:
@@ -95,7 +96,9 @@ def _smaller(png: str) -> str:
     """A base64 PNG with 64 colours, a third of the size; figures do not show the difference."""
     packed = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    picture.quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        packed, "PNG", optimize=True
+    )
     return min(base64.b64encode(packed.getvalue()).decode(), png.strip(), key=len)
 
 

@@ -174,7 +174,8 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     ax = grid.subplots()
     ax.step(seconds, distance, where="post", color=MATCH, lw=2)
     ax.fill_between(seconds, distance, step="post", color=MATCH, alpha=0.12, lw=0)
-    for index, words, side in ((0, "best of the flow", 6), (-1, "refined", -6)):
+    early = seconds[0] < 0.6 * seconds[-1] or len(seconds) == 1
+    for index, words, side in ((0, "best of the flow", 6 if early else -6), (-1, "refined", -6)):
         ax.plot(seconds[index], distance[index], "o", color=MATCH, ms=6)
         if index == 0 or len(seconds) > 1:
             ax.annotate(
@@ -191,10 +192,31 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     _tidy(ax)
     if len(seconds) > 1:
         above = ax.twiny()
-        marks = np.unique(np.linspace(0, len(seconds) - 1, 6).astype(int))
+        places = np.linspace(0, seconds[-1], 8)
+        marks = np.unique(np.searchsorted(seconds, places[places >= seconds[0]]))
         above.set(xlim=ax.get_xlim(), xticks=seconds[marks], xlabel="renders")
         above.set_xticklabels([f"{renders[mark]:.0f}" for mark in marks])
         _tidy(above, grid=False)
+    return fig
+
+
+def versus(results: Mapping[str, pd.DataFrame], across: str, up: str, metric: str) -> Figure:
+    """Two systems, sound by sound: one panel for each table of `evaluate`, equal results lie on the line."""
+    fig, grid = _figure(3.4 * len(results), 3.5)
+    for ax, (name, table) in zip(np.atleast_1d(grid.subplots(1, len(results))), results.items()):
+        wide = table.pivot(index="target", columns="system", values=metric)
+        end = max(wide[across].max(), wide[up].max()) * 1.05
+        ax.plot([0, end], [0, end], color=FAINT, lw=1)
+        ax.plot(wide[across], wide[up], "o", color=TARGET, ms=5, alpha=0.6, mew=0)
+        ax.set(
+            xlim=(0, end),
+            ylim=(0, end),
+            aspect="equal",
+            xlabel=f"{metric}, {across}",
+            ylabel=f"{metric}, {up}",
+        )
+        ax.set_title(name, color=INK, fontsize=11, loc="left")
+        _tidy(ax)
     return fig
 
 

@@ -18,7 +18,7 @@ from synthnb.data.datamodule import ClipData
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 
-EMA_DECAY = 0.999
+EMA_DECAY = 0.999  # a short training averages over fewer steps: the last tenth, roughly
 
 
 class Progress(Callback):
@@ -62,7 +62,7 @@ def train(
 
     Args:
         folder: a dataset made by `generate`.
-        out: for `last.ckpt` (to resume from), `metrics.csv` and the result, `model.safetensors`.
+        out: for `last.ckpt` (to resume from), `curves-*/metrics.csv` and the result, `model.safetensors`.
         validate_every: steps between validations; each also saves `last.ckpt`.
         workers: loader processes; 0 is right on a CPU.
         precision: Lightning's; `"bf16-mixed"` on a GPU.
@@ -77,8 +77,14 @@ def train(
     data = ClipData(folder, batch_size, workers, seed, skip)
     model = FlowModel(data.space, settings, data.mean, data.std)
     progress = Progress()
+    decay = min(EMA_DECAY, max(0.0, 1 - 10 / settings.steps))
     validate_every = min(validate_every, settings.steps)
-    keep = ModelCheckpoint(out, filename="step", save_last=True, save_top_k=0, every_n_train_steps=validate_every)
+    keep = ModelCheckpoint(
+        out, save_last=True, save_top_k=0, every_n_train_steps=validate_every, enable_version_counter=False
+    )  # no counter: in a folder that was moved it would write last-v1.ckpt, and last.ckpt would stay as it is
+    if not skip:  # of another training, whose last.ckpt was removed
+        for stale in out.glob("curves*/metrics.csv"):
+            stale.unlink()
     trainer = lightning.Trainer(
         max_steps=settings.steps,
         accelerator="auto",
@@ -88,15 +94,17 @@ def train(
         val_check_interval=validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=min(50, settings.steps),
-        callbacks=[EMAWeightAveraging(decay=EMA_DECAY, use_buffers=False), keep, progress],
-        logger=CSVLogger(out, name="", version="curves"),
+        log_every_n_steps=max(1, min(50, settings.steps // 20)),
+        callbacks=[EMAWeightAveraging(decay=decay, use_buffers=False), keep, progress],
+        logger=CSVLogger(out, name="", version=f"curves-{skip:07d}"),  # it would erase an earlier run's
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(num_workers|many workers|litlogger|log_dir).*")
         trainer.fit(model, data, ckpt_path=last if skip else None, weights_only=False)
+    if skip >= settings.steps:  # nothing was left to do; Lightning restored the last weights, not the average
+        model.load_state_dict(torch.load(last, weights_only=False, map_location="cpu")["state_dict"])
     curves = _curves(out)
     record = {
         "clips": data.clips,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -68,7 +67,11 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> FlowModel:
     metadata = _metadata(path)
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key).float() for key in file.keys()}
-    space, settings = ParameterSpace.parse(metadata["space"]), ModelSettings(**json.loads(metadata["settings"]))
-    model = FlowModel(space, settings, weights["mean"], weights["std"])
-    model.load_state_dict(weights)
+    try:
+        space = ParameterSpace.parse(metadata["space"])
+        settings = ModelSettings(**json.loads(metadata["settings"]))
+        model = FlowModel(space, settings, weights["mean"], weights["std"])
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this version of synthnb: {error}") from error
     return model.to(device).eval().requires_grad_(False)

@@ -8,13 +8,13 @@ from torch import nn
 from synthnb.models.vector_field import attend
 
 
-PATCH = (4, 8)  # bands x frames
+PATCH = (4, 16)  # bands x frames
 
 
 class MelEncoder(nn.Module):
-    """Patches of 4 bands x 8 frames, convolutions that halve, then one token per time step that sees all frequencies.
+    """Patches of 4 bands x 16 frames, convolutions that halve, then one token per time step that sees all frequencies.
 
-    Cheap by its shape: nearly all of it is matrix products on a 32 x 51 grid and smaller. Frequencies are mixed by a
+    Cheap by its shape: nearly all of it is matrix products on a 32 x 26 grid and smaller. Frequencies are mixed by a
     full linear map, for harmonics lie too far apart for small kernels.
 
     Args:
@@ -44,7 +44,7 @@ class MelEncoder(nn.Module):
     def _map(self, mel: torch.Tensor) -> torch.Tensor:
         """`(batch, channels, bands, frames)` to `(batch, height, steps, width)`."""
         x = nn.functional.pad(mel, (0, self.padding))
-        x = x.unflatten(2, (-1, PATCH[0])).unflatten(4, (-1, PATCH[1]))  # batch, channels, rows, 4, columns, 8
+        x = x.unflatten(2, (-1, PATCH[0])).unflatten(4, (-1, PATCH[1]))  # batch, channels, rows, 4, columns, 16
         x = self.patches(x.permute(0, 2, 4, 1, 3, 5).flatten(3))
         for norm, halve in zip(self.norms, self.halvings):  # channels stay last, which suits both
             x = halve(nn.functional.silu(norm(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -38,13 +38,13 @@ class ModelSettings:
 
     channels: int = 1
     widths: list[int] = field(default_factory=lambda: [32, 64, 128])
-    dim: int = 192
-    depth: int = 4
+    dim: int = 256
+    depth: int = 3
     heads: int = 4
     draws: int = 2
     condition_dropout: float = 0.1
-    learning_rate: float = 5e-4
-    warmup: int = 500
+    learning_rate: float = 8e-4
+    warmup: int = 300
     steps: int = 10_000
     weight_decay: float = 0.01
 

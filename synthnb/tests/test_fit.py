@@ -50,7 +50,9 @@ def test_known_histograms_are_recovered(small):
         assert fitted[name].probabilities.min() > 0
     drawn = np.array([fitted.sample(rng)[0]["real"] for _ in range(2000)])
     given = np.array([patch["real"] for patch in people])
-    np.testing.assert_allclose(np.quantile(drawn, [0.1, 0.5, 0.9]), np.quantile(given, [0.1, 0.5, 0.9]), atol=0.06)
+    np.testing.assert_allclose(
+        np.quantile(drawn, [0.1, 0.5, 0.9]), np.quantile(given, [0.1, 0.5, 0.9]), atol=0.06
+    )
 
 
 def test_counts_are_exact_for_the_dexed_space():

@@ -25,7 +25,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def render(folder, space, train=12, val=4, test=4, **settings):
-    return generate(folder, space, train, val, test, **{"shard_size": 8, "workers": 1, "progress": False} | settings)
+    return generate(
+        folder, space, train, val, test, **{"shard_size": 8, "workers": 1, "progress": False} | settings
+    )
 
 
 def contents(folder):
@@ -180,7 +182,9 @@ def test_another_recipe_is_refused_by_its_difference(small, short_space, setting
 
 
 def test_another_space_is_refused(small, space):
-    with pytest.raises(DatasetError, match="was made with space = another, not this one; use an empty folder"):
+    with pytest.raises(
+        DatasetError, match="was made with space = another, not this one; use an empty folder"
+    ):
         render(small, space)
 
 
@@ -242,12 +246,16 @@ def test_a_band_that_never_sounds_has_a_std_to_divide_by(mine):
 
 
 def test_a_silent_space_is_refused(tmp_path, short_space, monkeypatch):
-    rows = [f"  op{op}_output_level: {{kind: integer, low: 0, high: 1, module: op{op}}}" for op in range(1, 7)]
+    rows = [
+        f"  op{op}_output_level: {{kind: integer, low: 0, high: 1, module: op{op}}}" for op in range(1, 7)
+    ]
     lines = [line for line in short_space.text.splitlines() if "_output_level:" not in line]
     at = lines.index("parameters:") + 1
     silent = ParameterSpace.parse("\n".join([*lines[:at], *rows, *lines[at:]]))
     monkeypatch.setattr("synthnb.data.generate.ATTEMPTS", 5)
-    message = "clip 0: 5 patches of space 'dexed' in a row were below -55.0 LUFS; widen its prior or lower the loud"
+    message = (
+        "clip 0: 5 patches of space 'dexed' in a row were below -55.0 LUFS; widen its prior or lower the loud"
+    )
     with pytest.raises(DatasetError, match=message):
         render(tmp_path, silent)
     assert not (tmp_path / "shard-00000.h5").exists() and not (tmp_path / "train.h5").exists()
@@ -299,12 +307,16 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills a process group, which this system does not have")
+@pytest.mark.skipif(
+    not hasattr(os, "killpg"), reason="kills a process group, which this system does not have"
+)
 def test_ten_kills_leave_no_trace(tmp_path, short_space):
     """SIGKILL at ten random moments, spread from the first shard to the stats; then the arrays are the same."""
     path = tmp_path / "short.yaml"
     path.write_text(short_space.text)
-    undisturbed = generate(tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, workers=1, progress=False)
+    undisturbed = generate(
+        tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, workers=1, progress=False
+    )
     folder = tmp_path / "killed"
     folder.mkdir()
     rng = random.Random(10)

@@ -1,4 +1,4 @@
-"""The metrics give the values of the calibration table, and the fast distance gives the same as the metrics."""
+"""The metrics give the values of the calibration table, and the fast distance gives what the metrics give."""
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
@@ -61,12 +61,12 @@ def stereo(clip: np.ndarray) -> np.ndarray:
     return np.concatenate([clip, clip])
 
 
-# --- the table --------------------------------------------------------------------------------------------------------
+# --- the table ----------------------------------------------------------------------------------------------
 
 SAW = stereo(saw(220, 4.0))
 SINE = 0.5 * np.sin(2 * np.pi * 220 * np.arange(4 * RATE) / RATE) * np.exp(-np.arange(4 * RATE) / RATE)
 
-#: What `scripts/compute_audio_metrics.py` makes of a sawtooth and of these; but RMS against silence is NaN there.
+#: What `scripts/compute_audio_metrics.py` makes of a sawtooth and these; there, silence has RMS NaN.
 CALIBRATION = {
     "itself": (SAW, "0.000 0.000 .0000 1.0000"),
     "-6 dB copy": (SAW / 2, "0.000 0.648 .0000 1.0000"),
@@ -127,7 +127,7 @@ def test_small_mistakes_rank_before_large_ones():
     assert (np.diff(distances[1:]) > 0).all()
 
 
-# --- properties -------------------------------------------------------------------------------------------------------
+# --- properties ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -177,7 +177,7 @@ def test_rms_cosine_of_silence():
     assert Distance(silence).rms(np.stack([silence, sound])).tolist() == [1.0, 0.0]
 
 
-# --- the fast distance ------------------------------------------------------------------------------------------------
+# --- the fast distance --------------------------------------------------------------------------------------
 
 RENDERS = np.stack(
     [noise(3), saw(110), saw(1234.5, decay=20), *(dx7(seed) for seed in range(3, 7)), np.zeros((1, 11025))]
@@ -251,7 +251,7 @@ def test_a_batch_of_none_gives_none():
     assert Distance(saw(220))(np.zeros((0, 1, 11025), dtype=np.float32)).shape == (0,)
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -294,7 +294,7 @@ def test_the_distance_names_what_it_cannot_measure():
         Distance(noise(0)[:, :100])
 
 
-# --- bootstrap --------------------------------------------------------------------------------------------------------
+# --- bootstrap ----------------------------------------------------------------------------------------------
 
 
 def test_a_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():

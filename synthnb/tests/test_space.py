@@ -27,14 +27,17 @@ parameters:
   integer_histogram: {kind: integer, low: 10, high: 14, default: 12, module: a, prior: {histogram: [5, 0, 1, 3, 1]}}
   integer_beta: {kind: integer, low: 0, high: 9, default: 0, module: a, prior: {beta: [2, 5]}}
   integer_default: {kind: integer, low: 0, high: 9, default: 7, module: a, prior: {default_share: 0.6}}
-  integer_both: {kind: integer, low: 0, high: 3, default: 2, module: a, prior: {histogram: [4, 3, 2, 1], default_share: 0.3}}
+  integer_both:
+    {kind: integer, low: 0, high: 3, default: 2, module: a, prior: {histogram: [4, 3, 2, 1], default_share: 0.3}}
   choice_uniform: {kind: categorical, choices: [x, y, z], module: b}
-  choice_weights: {kind: categorical, choices: [x, y, z], default: y, module: b, prior: {histogram: [0.2, 0.1, 0.7]}}
+  choice_weights:
+    {kind: categorical, choices: [x, y, z], default: y, module: b, prior: {histogram: [0.2, 0.1, 0.7]}}
   choice_default: {kind: categorical, choices: [x, y, z], default: z, module: b, prior: {default_share: 0.4}}
   real_uniform: {kind: continuous, low: -2.0, high: 5.0, default: 0.0, module: c}
   real_histogram: {kind: continuous, low: 0.0, high: 4.0, default: 0.0, module: c, prior: {histogram: [1, 0, 3, 4]}}
   real_beta: {kind: continuous, low: 10.0, high: 20.0, default: 10.0, module: c, prior: {beta: [0.7, 3.0]}}
-  real_default: {kind: continuous, low: 0.0, high: 1.0, default: 0.25, module: c, prior: {beta: [2, 2], default_share: 0.3}}
+  real_default:
+    {kind: continuous, low: 0.0, high: 1.0, default: 0.25, module: c, prior: {beta: [2, 2], default_share: 0.3}}
 """
 #: Probabilities of the discrete ones, worked out by hand or by scipy, not by the space.
 EXPECTED = {
@@ -92,7 +95,9 @@ def test_continuous_samples_follow_the_prior(every, draws, name, cdf):
     p, values = every[name], np.array(draws[name])
     share = (p.prior or {}).get("default_share", 0.0)
     default = np.isclose(values, p.default, rtol=0, atol=1e-8)
-    assert stats.binomtest(int(default.sum()), len(values), share).pvalue > 0.01 if share else not default.any()
+    assert (
+        stats.binomtest(int(default.sum()), len(values), share).pvalue > 0.01 if share else not default.any()
+    )
     assert stats.kstest(values[~default], cdf).pvalue > 0.01
     assert p.low <= values.min() and values.max() <= p.high
 
@@ -208,7 +213,10 @@ def test_describe_has_a_row_for_every_parameter(space):
     assert rows.loc["feedback", "range"] == "0 – 7"
     assert rows.loc["op1_mode", "range"] == "ratio, fixed"
     assert rows.loc["algorithm", "range"] == "1 … 32 (32)"
-    assert ParameterSpace.load("dexed_uniform").describe().set_index("name").loc["feedback", "prior"] == "0 in 12%"
+    assert (
+        ParameterSpace.load("dexed_uniform").describe().set_index("name").loc["feedback", "prior"]
+        == "0 in 12%"
+    )
 
 
 @pytest.mark.parametrize(
@@ -219,7 +227,10 @@ def test_describe_has_a_row_for_every_parameter(space):
         ({"kind": "categorical", "choices": ("a",)}, "at least two different choices"),
         ({"kind": "categorical", "choices": ("a", "a", "b")}, "at least two different choices"),
         ({"prior": {"normal": [0, 1]}}, r"unknown prior \['normal'\]; use histogram, beta, default_share"),
-        ({"kind": "integer", "high": 3.0, "prior": {"histogram": [1, 2]}}, "2 histogram weights for 4 values"),
+        (
+            {"kind": "integer", "high": 3.0, "prior": {"histogram": [1, 2]}},
+            "2 histogram weights for 4 values",
+        ),
         ({"prior": {"histogram": [1, -1, 2]}}, "non-negative and not all zero"),
         ({"prior": {"histogram": [0, 0]}}, "non-negative and not all zero"),
         ({"default": 1.5}, "'knob' is 1.5; allowed: 0 to 1"),
@@ -323,7 +334,9 @@ def test_the_uniform_space_differs_in_its_prior_only(space):
 def test_interchangeable_operators_are_the_automorphisms_of_the_algorithm(space, number):
     algorithm = algorithms[number - 1]
     matrix, carriers, (source, target) = (
-        algorithm.mod_matrix, set(algorithm.carriers), algorithm.feedback_edge,
+        algorithm.mod_matrix,
+        set(algorithm.carriers),
+        algorithm.feedback_edge,
     )
 
     def keeps(order):

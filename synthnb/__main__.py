@@ -1,0 +1,205 @@
+"""The command line: a thin layer over the calls that the notebooks make. `synthnb --help` lists the commands.
+
+What can be mended by the reader (an unusable sound, a missing checkpoint, …) is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options; each command's function is its `run`."""
+    top = argparse.ArgumentParser(prog="synthnb", description="Sound in, synth patch out.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, name: str, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=function)
+        return added
+
+    c = command(match, "match", "find a preset that sounds like a recording")
+    c.add_argument("sound", type=Path, help="wav, flac, mp3, ogg or aiff; its first note is matched")
+    c.add_argument("--out", type=Path, required=True, help="folder for preset, sounds, picture and numbers")
+    c.add_argument("--model", default="dexed", help="checkpoint: a name, or the path of a .safetensors file")
+    c.add_argument("--candidates", type=_count, default=32, help="patches that the flow proposes (32)")
+    c.add_argument("--seconds", type=_seconds, default=30.0, help="time for refining the best of them (30)")
+    c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
+    c.add_argument("--name", help="of the preset (the sound's file name)")
+    _add_workers(c)
+
+    c = command(info, "info", "describe a checkpoint: its space, its sizes, how it was trained")
+    c.add_argument("checkpoint", help="a name such as dexed, or the path of a .safetensors file")
+
+    c = command(space, "space", "list the parameters of a space and their priors")
+    c.add_argument("space", help="a name such as dexed, or the path of a .yaml file")
+
+    c = command(generate, "generate", "render a dataset, or go on with one that was interrupted")
+    c.add_argument("folder", type=Path, help="where it goes")
+    c.add_argument("--space", default="dexed", help="what patches are drawn from (dexed)")
+    for split, clips in (("train", 1000), ("val", 100), ("test", 100)):
+        c.add_argument(f"--{split}", type=int, default=clips, help=f"{split} clips ({clips})")
+    c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
+    c.add_argument("--no-audio", action="store_true", help="keep the features only: a third of the size")
+    _add_workers(c)
+
+    c = command(fit, "fit", "fit a prior to banks of human DX7 voices")
+    c.add_argument("banks", type=Path, nargs="+", metavar="BANK.syx", help="equal voices count once")
+    c.add_argument("--out", type=Path, required=True, help="the .yaml file to write")
+    c.add_argument("--name", required=True, help="of the new space")
+    return top
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--workers", type=int, default=-1, help="processes that render (all cores)")
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is too few; 1 or more are needed")
+    return number
+
+
+def _seconds(text: str) -> float:
+    if not (number := float(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no time; 0 or more seconds are needed")
+    return number
+
+
+def match(arguments: argparse.Namespace) -> None:
+    from synthnb import plots
+    from synthnb.match import Match, Matcher
+    from synthnb.metrics import METRICS
+    from synthnb.models.checkpoint import load_model
+    from synthnb.sound import prepare, read_sound
+
+    audio = read_sound(arguments.sound)
+    model = load_model(arguments.model)
+    arguments.out.mkdir(parents=True, exist_ok=True)  # if it cannot be, then before the work
+    matcher = Matcher(model, arguments.workers)
+    terminal = sys.stderr.isatty()
+
+    def show(found: Match) -> None:
+        seconds, renders, distance = found.history[-1]
+        line = (
+            f"{seconds:5.1f} s  {renders:6,} renders  distance {distance:.4f}  (Ctrl-C keeps the best so far)"
+        )
+        print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+    found = matcher.match(
+        prepare(audio, model.space.seconds),
+        arguments.candidates,
+        arguments.seconds,
+        arguments.seed,
+        show if terminal else None,
+    )
+    if terminal:
+        print(file=sys.stderr)
+    name = arguments.name or arguments.sound.stem
+    paths = found.save(arguments.out, name)
+    paths["picture"] = arguments.out / "match.png"
+    plots.compare(found.target, found.audio(), name).savefig(paths["picture"])
+
+    seconds, renders, _ = found.history[-1]
+    rows = {"proposed": found.first, "refined": found.best}
+    if found.best is found.first:
+        del rows["refined"]
+    rows = {kind: {"distance": c.distance, **found.metrics(c)} for kind, c in rows.items()}
+    print(f"How close it came, with {renders:,} renders in {seconds:.0f} s:")
+    print(pd.DataFrame(rows).T.to_string(float_format="{:.3f}".format))
+    print(f"({', '.join(f'{metric} {better} is better' for metric, better in METRICS.items())})")
+    print(f"The preset sounds like the recording at MIDI note {found.best.note.pitch}.")
+    for kind, path in paths.items():
+        print(f"{kind:8s} {path}")
+
+
+def info(arguments: argparse.Namespace) -> None:
+    from synthnb.models.checkpoint import CHECKPOINTS, load_model, read_record
+
+    model = load_model(arguments.checkpoint)
+    space, path = model.space, Path(arguments.checkpoint)
+    if path.suffix != ".safetensors":
+        path = CHECKPOINTS / f"{path}.safetensors"
+    weights = sum(p.numel() for p in model.parameters())
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {weights:,} weights")
+    print(f"space '{space.name}' for {space.synth}: {len(space.parameters)} parameters, {space.seconds:g} s")
+    print(f"settings: {json.dumps(model.description()['settings'])}")
+    print("training record:")
+    for name, value in read_record(path).items():
+        text = json.dumps(value)
+        print(f"  {name}: {text if len(text) <= 100 else f'{text[:60]} … {text[-30:]}'}")
+
+
+def space(arguments: argparse.Namespace) -> None:
+    from synthnb.space import ParameterSpace
+
+    found = ParameterSpace.load(arguments.space)
+    print(f"space '{found.name}' for {found.synth}: {found.seconds:g} s, vectors of {found.width} numbers")
+    print(found.describe().to_string(index=False))
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from synthnb.data.generate import generate
+    from synthnb.space import ParameterSpace
+
+    folder = generate(
+        arguments.folder,
+        ParameterSpace.load(arguments.space),
+        arguments.train,
+        arguments.val,
+        arguments.test,
+        seed=arguments.seed,
+        keep_audio=not arguments.no_audio,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"{folder}: {arguments.train:,} train, {arguments.val:,} val and {arguments.test:,} test clips")
+
+
+def fit(arguments: argparse.Namespace) -> None:
+    from synthnb.fit import fit_prior, write_space
+    from synthnb.space import ParameterSpace
+    from synthnb.synths import PresetError
+    from synthnb.synths.dexed import Dexed
+
+    synth = Dexed()
+    voices = [patch for bank in arguments.banks for _, patch in synth.load_bank(bank)]
+    unique = list({tuple(patch.items()): patch for patch in voices}.values())
+    try:
+        text = fit_prior(ParameterSpace.load("dexed_uniform"), unique, arguments.name)
+    except ValueError as error:
+        raise PresetError(str(error)) from error
+    write_space(arguments.out, text)
+    print(f"{arguments.out}: fitted to {len(unique):,} different voices of {len(voices):,}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; `argv` defaults to the process's. Returns the exit code."""
+    arguments = parser().parse_args(argv)
+    from synthnb.data.shards import DatasetError  # after parsing, so that --help is quick
+    from synthnb.models.checkpoint import CheckpointError
+    from synthnb.sound import UnusableSound
+    from synthnb.space import SpaceError
+    from synthnb.synths import PresetError, SynthNotFound
+
+    try:
+        arguments.run(arguments)
+    except (CheckpointError, DatasetError, PresetError, SpaceError, SynthNotFound, UnusableSound) as error:
+        print(f"synthnb: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"synthnb: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nsynthnb: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

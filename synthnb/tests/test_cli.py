@@ -1,0 +1,190 @@
+"""Every command, in process: what it prints, what it writes, and how it says what is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from synthnb.__main__ import main
+from synthnb.models.checkpoint import save_model
+from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.space import ParameterSpace
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, short_space):
+    """A model that was never trained, for clips of half a second."""
+    torch.manual_seed(0)
+    settings = ModelSettings(dim=32, depth=1, widths=[8, 16])
+    model = FlowModel(short_space, settings, torch.full((1, 128, 1), -40.0), torch.full((1, 128, 1), 20.0))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    return save_model(model, path, {"steps": 0, "val_loss": [[step, 1.0] for step in range(100)]})
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / "two words.wav"
+    t = np.arange(30_000) / 44_100
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 220 * t) * np.exp(-3 * t), 44_100)
+    return path
+
+
+@pytest.fixture
+def bank(tmp_path, synth, patches):
+    """32 voices: 25 different ones, and 7 times the last of these."""
+    return synth.save_bank(tmp_path / "bank.syx", [p for p, _ in patches[:25]], [f"V{i}" for i in range(25)])
+
+
+def refused(capsys, *arguments) -> str:
+    """Run a command that must fail in one line on stderr; returns that line."""
+    assert main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("synthnb: ") and err.count("\n") == 1, (out, err)
+    return err
+
+
+def run(capsys, *arguments) -> str:
+    assert main([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def quick(checkpoint, out) -> list:
+    return ["--model", checkpoint, "--out", out, "--candidates", 4, "--seconds", 0.2, "--workers", 1]
+
+
+def test_match_writes_its_files_and_says_how_close_it_came(capsys, tmp_path, sound, checkpoint, synth):
+    out = tmp_path / "new" / "out"
+    text = run(capsys, "match", sound, *quick(checkpoint, out))
+    files = sorted(path.name for path in out.iterdir())
+    assert files == ["match.json", "match.png", "match.wav", "target.wav", "two_words.syx"]
+    report = json.loads((out / "match.json").read_text())
+    assert synth.load_bank(out / "two_words.syx") == [("two words", report["patch"])]
+    assert all(str(out / name) in text for name in files)
+    row = next(line for line in text.splitlines() if line.startswith(("refined", "proposed")))
+    assert "distance" in text and all(metric in text for metric in report["distances"])
+    last = [line for line in text.splitlines() if line.startswith(("refined", "proposed"))][-1].split()
+    assert [float(x) for x in last[2:]] == pytest.approx(list(report["distances"].values()), abs=1e-3)
+    assert row.startswith("proposed")
+    assert f"MIDI note {report['note']['pitch']}" in text
+    assert (out / "match.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_match_takes_a_name_and_repeats_with_its_seed(capsys, tmp_path, sound, checkpoint):
+    first = []
+    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
+        arguments = ["--seconds", 0, "--seed", seed, "--name", "Bell"]
+        run(capsys, "match", sound, *quick(checkpoint, tmp_path / folder), *arguments)
+        first.append((tmp_path / folder / "Bell.syx").read_bytes())
+    assert first[0] == first[1] != first[2]
+
+
+def test_match_shows_its_progress_on_one_line_of_a_terminal(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path)]]) == 0
+    err = capsys.readouterr().err
+    assert err.count("\r") > 1 and err.count("\n") == 1
+    assert "renders  distance" in err
+
+
+def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
+    text = tmp_path / "notes.txt"
+    text.write_text("no sound at all")
+    arguments = quick(checkpoint, tmp_path / "out")
+    assert "notes.txt: is not a sound file" in refused(capsys, "match", text, *arguments)
+    assert "No such file" in refused(capsys, "match", tmp_path / "missing.wav", *arguments)
+    missing = quick(tmp_path / "none.safetensors", tmp_path / "out")
+    assert "no checkpoint at" in refused(capsys, "match", sound, *missing)
+    assert not (tmp_path / "out").exists()
+    assert "notes.txt" in refused(
+        capsys, "match", sound, *quick(checkpoint, text)
+    )  # a file where the folder goes
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--candidates", "0"], ["--seconds", "-1"], ["--seconds", "nan"], ["--speed", "9"]]
+)
+def test_options_are_checked_before_the_work(capsys, tmp_path, wrong):
+    with pytest.raises(SystemExit) as stopped:
+        main(["match", "x.wav", "--out", str(tmp_path), *wrong])
+    assert stopped.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("synthnb.match.Matcher.propose", interrupted)
+    assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path)]]) == 130
+    assert capsys.readouterr().err.strip() == "synthnb: interrupted"
+
+
+def test_info_describes_a_checkpoint(capsys, tmp_path, checkpoint):
+    text = run(capsys, "info", checkpoint)
+    assert "tiny.safetensors" in text and "space 'dexed' for dexed: 145 parameters, 0.5 s" in text
+    assert '"dim": 32' in text and "steps: 0" in text
+    assert all(len(line) < 250 for line in text.splitlines())
+    shutil.copy(checkpoint, broken := tmp_path / "broken.safetensors")
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert "not a readable .safetensors" in refused(capsys, "info", broken)
+    assert "no checkpoint at" in refused(capsys, "info", "no-such-model")
+
+
+def test_space_lists_its_parameters(capsys):
+    text = run(capsys, "space", "dexed")
+    space = ParameterSpace.load("dexed")
+    assert f"vectors of {space.width} numbers" in text
+    assert all(f" {p.name} " in f" {text} " for p in space)
+    assert "known: dexed, dexed_uniform" in refused(capsys, "space", "moog")
+
+
+def test_generate_renders_a_dataset_and_goes_on_with_it(capsys, tmp_path):
+    command = [
+        "generate",
+        tmp_path / "set",
+        "--train",
+        3,
+        "--val",
+        1,
+        "--test",
+        1,
+        "--no-audio",
+        "--workers",
+        1,
+    ]
+    assert "3 train, 1 val and 1 test clips" in run(capsys, *command)
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("shard*")}
+    assert "3 train" in run(capsys, *command)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("shard*")} == made
+    assert "seed = 0, not 1" in refused(capsys, *command, "--seed", 1)
+    assert "at least one training clip" in refused(capsys, "generate", tmp_path / "x", "--train", 0)
+
+
+def test_fit_makes_a_space_of_a_bank_counting_equal_voices_once(capsys, tmp_path, bank):
+    out = tmp_path / "mine.yaml"
+    assert "25 different voices of 64" in run(capsys, "fit", bank, bank, "--out", out, "--name", "mine")
+    space = ParameterSpace.load(out)
+    assert space.name == "mine" and len(space.parameters) == 145
+    assert "space 'mine'" in run(capsys, "space", out)
+
+
+def test_fit_refuses_files_that_are_no_banks_and_too_few_voices(capsys, tmp_path, synth, patches):
+    one = synth.save_preset(tmp_path / "one.syx", patches[0][0], "ONE")
+    (text := tmp_path / "notes.syx").write_text("no voice")
+    to = ["--out", tmp_path / "mine.yaml", "--name", "mine"]
+    assert "too few to fit" in refused(capsys, "fit", one, *to)
+    assert "not a DX7 voice or bank" in refused(capsys, "fit", text, *to)
+    assert "missing.syx: No such file" in refused(capsys, "fit", tmp_path / "missing.syx", *to)
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_help_is_there_for_every_command_without_loading_the_model_code():
+    code = "import sys; from synthnb.__main__ import parser; print(parser().format_help(), 'torch' in sys.modules)"
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"\n    {name}" in text for name in ("match", "info", "space", "generate", "fit"))
+    assert text.strip().endswith("False")

@@ -14,8 +14,7 @@ SOUND ?=
 OUT ?= outputs/match
 # More arguments for JupyterLab: make lab ARGS="--no-browser --port 8080"
 ARGS ?=
-# Where else pip may look. On Linux without an NVIDIA card, the CPU build of PyTorch saves gigabytes:
-# make setup INDEX=https://download.pytorch.org/whl/cpu
+# Where else pip may look. On Linux without an NVIDIA card, PyTorch's index of CPU builds saves gigabytes.
 INDEX ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cma
 import joblib
 import numpy as np
 import pandas as pd
@@ -266,8 +267,6 @@ class Matcher:
         It moves in quantiles, where every parameter has the same scale; categories stay. Yields every population,
         vectors `(n, width)` and distances `(n,)`.
         """
-        import cma  # here, because workers import this module and do without
-
         columns = [self.space.columns[p.name].start for p in self.space if p.kind != "categorical"]
         centre, rng = self.space.to_quantiles(vector), np.random.default_rng(seed)
         options = {

@@ -28,7 +28,9 @@ class Clips(IterableDataset):
         skip: batches already seen by an interrupted training; whole passes among them are not repeated.
     """
 
-    def __init__(self, path: Path, space: ParameterSpace, batch_size: int, endless: bool, seed: int = 0, skip: int = 0):
+    def __init__(
+        self, path: Path, space: ParameterSpace, batch_size: int, endless: bool, seed: int = 0, skip: int = 0
+    ):
         self.path, self.space, self.batch_size = Path(path), space, batch_size
         self.endless, self.seed, self.skip = endless, seed, skip
         with open_split(path) as file:
@@ -89,8 +91,11 @@ class ClipData(lightning.LightningDataModule):
         with open_split(self.folder / "train.h5") as file:
             self.space = ParameterSpace.parse(file.attrs["space"])
             self.clips = len(file["param_array"])
-        if self.clips < batch_size:
-            raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}")
+        if self.clips < batch_size * max(
+            1, workers
+        ):  # a loader process that fills no batch would wait for ever
+            each = f" for each of {workers} workers" if workers > 1 else ""
+            raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}{each}")
         with np.load(self.folder / "stats.npz") as stats:
             mean = stats["mean"].mean(axis=-1, keepdims=True)
             square = (stats["std"] ** 2 + stats["mean"] ** 2).mean(axis=-1, keepdims=True)

@@ -65,14 +65,15 @@ def sample_clip(
 
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
     """Render one shard of `length` clips. It has its final name only when it is complete."""
-    torch.set_num_threads(1)  # workers share the cores
     space = ParameterSpace.parse(recipe.space)
     synth = open_synth(space.synth)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
     samples = round(space.seconds * SAMPLE_RATE)
     with h5py.File(aside, "w") as file:
-        file.attrs.update(asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds)
+        file.attrs.update(
+            asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds
+        )
         file.attrs.update(velocity=space.velocity, versions=_versions())
         vectors = file.create_dataset("param_array", (length, space.width), np.float32)
         mel = file.create_dataset("mel_spec", (length, *_mel_shape(synth.channels, samples)), np.float16)
@@ -174,7 +175,12 @@ def generate(
 
 def _render(folder: Path, recipe: Recipe, todo: list[tuple[int, int]], workers: int) -> Iterator[int]:
     def one(index: int, length: int) -> int:
-        write_shard(folder, recipe, index, length)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # workers share the cores; a single worker is this process
+        try:
+            write_shard(folder, recipe, index, length)
+        finally:
+            torch.set_num_threads(threads)
         return length
 
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)

@@ -76,7 +76,9 @@ def open_split(path: str | Path) -> h5py.File:
     missing = sorted(name for name in sources if not (path.parent / name).is_file())
     if missing:
         file.close()
-        raise DatasetError(f"{path} needs {missing[0]} and {len(missing) - 1} more shards that are not beside it")
+        raise DatasetError(
+            f"{path} needs {missing[0]} and {len(missing) - 1} more shards that are not beside it"
+        )
     return file
 
 

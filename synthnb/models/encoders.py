@@ -38,13 +38,17 @@ class MelEncoder(nn.Module):
         self.when = nn.Parameter(torch.randn(steps, dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
         self.qkv, self.attended = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim)
+        )
         self.summary = nn.Sequential(nn.Linear(2 * dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def _map(self, mel: torch.Tensor) -> torch.Tensor:
         """`(batch, channels, bands, frames)` to `(batch, height, steps, width)`."""
         x = nn.functional.pad(mel, (0, self.padding))
-        x = x.unflatten(2, (-1, PATCH[0])).unflatten(4, (-1, PATCH[1]))  # batch, channels, rows, 4, columns, 16
+        x = x.unflatten(2, (-1, PATCH[0])).unflatten(
+            4, (-1, PATCH[1])
+        )  # batch, channels, rows, 4, columns, 16
         x = self.patches(x.permute(0, 2, 4, 1, 3, 5).flatten(3))
         for norm, halve in zip(self.norms, self.halvings):  # channels stay last, which suits both
             x = halve(nn.functional.silu(norm(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -54,7 +58,9 @@ class MelEncoder(nn.Module):
         """Standardised mel `(batch, channels, bands, frames)` to tokens `(batch, steps, dim)`, summary `(batch, dim)`."""
         x = self._map(mel)
         tokens = self.to_tokens(x.transpose(1, 2).flatten(2)) + self.when
-        query, key, value = (p.unflatten(-1, (4, -1)).transpose(1, 2) for p in self.qkv(self.norm(tokens)).chunk(3, -1))
+        query, key, value = (
+            p.unflatten(-1, (4, -1)).transpose(1, 2) for p in self.qkv(self.norm(tokens)).chunk(3, -1)
+        )
         tokens = tokens + self.attended(attend(query, key, value).transpose(1, 2).flatten(2))
         tokens = tokens + self.mlp(tokens)
         return tokens, self.summary(torch.cat([tokens.mean(dim=1), tokens.amax(dim=1)], dim=-1))

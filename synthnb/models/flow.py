@@ -86,7 +86,9 @@ class FlowModel(lightning.LightningModule):
         hidden = torch.rand(len(tokens), device=device, generator=generator) < self.settings.condition_dropout
         tokens = torch.where(hidden[:, None, None], self.unheard.to(tokens.dtype), tokens)
         summary = torch.where(hidden[:, None], self.unheard.to(summary.dtype), summary)
-        heard = [(k.repeat_interleave(draws, 0), v.repeat_interleave(draws, 0)) for k, v in self.field.hear(tokens)]
+        heard = [
+            (k.repeat_interleave(draws, 0), v.repeat_interleave(draws, 0)) for k, v in self.field.hear(tokens)
+        ]
         x1 = (2 * batch["quantiles"] - 1).repeat_interleave(draws, 0)
         x0 = torch.randn(x1.shape, device=device, generator=generator)
         t = torch.sigmoid(torch.randn(rows, device=device, generator=generator))
@@ -159,7 +161,9 @@ class FlowModel(lightning.LightningModule):
         def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
             if guidance == 1.0 or not interval[0] <= t <= interval[1]:
                 return self.field(x, torch.full((count,), t, device=x.device), *with_sound)
-            heard, blind = self.field(x.repeat(2, 1), torch.full((2 * count,), t, device=x.device), *both).chunk(2)
+            heard, blind = self.field(
+                x.repeat(2, 1), torch.full((2 * count,), t, device=x.device), *both
+            ).chunk(2)
             return blind + guidance * (heard - blind)
 
         for step in range(steps):
@@ -171,7 +175,9 @@ class FlowModel(lightning.LightningModule):
         return self.space.from_quantiles(((x + 1) / 2).clamp(0, 1).cpu().numpy())
 
     def _expand(self, tokens: torch.Tensor, summary: torch.Tensor, count: int):
-        heard = [(k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in self.field.hear(tokens)]
+        heard = [
+            (k.expand(count, -1, -1, -1), v.expand(count, -1, -1, -1)) for k, v in self.field.hear(tokens)
+        ]
         return heard, summary.expand(count, -1)
 
     def description(self) -> dict:

@@ -85,7 +85,7 @@ def test_match_takes_a_name_and_repeats_with_its_seed(capsys, tmp_path, sound, c
 
 def test_match_shows_its_progress_on_one_line_of_a_terminal(capsys, monkeypatch, tmp_path, sound, checkpoint):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path)]]) == 0
+    assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path), "--seconds", 1]]) == 0
     err = capsys.readouterr().err
     assert err.count("\r") > 1 and err.count("\n") == 1
     assert "renders  distance" in err

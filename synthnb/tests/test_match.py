@@ -1,7 +1,6 @@
 """The matcher on a model that knows nothing: ranking, refining, time, interrupts, workers, and the files it leaves."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -87,7 +86,7 @@ def test_refining_finds_its_way_back_from_a_perturbed_patch(matcher, target, pat
     near = space.from_quantiles(quantiles)
     distance = Distance(target)
     start = matcher.distances(distance, near[None])[0]
-    search = matcher.refine(distance, near, time.perf_counter() + 60, seed=0)
+    search = matcher.refine(distance, near, float("inf"), seed=0)
     best = min(values.min() for (_, values), _ in zip(search, range(25)))
     assert start > 0.1
     assert best < 0.7 * start
@@ -98,7 +97,7 @@ def test_refining_repeats_and_leaves_the_global_generator_alone(matcher, target)
     distance = Distance(target)
 
     def first_two(seed):
-        search = matcher.refine(distance, start, time.perf_counter() + 60, seed)
+        search = matcher.refine(distance, start, float("inf"), seed)
         return np.concatenate([next(search)[0], next(search)[0]])
 
     state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -111,7 +110,7 @@ def test_refining_repeats_and_leaves_the_global_generator_alone(matcher, target)
 def test_refining_keeps_categories_and_ranges(matcher, target):
     start = vectors(matcher, 1)[0]
     start[matcher.space.columns["start"]] = 0.0  # on the very edge of the range
-    population, _ = next(matcher.refine(Distance(target), start, time.perf_counter() + 60))
+    population, _ = next(matcher.refine(Distance(target), start, float("inf")))
     for p in matcher.space:
         if p.kind == "categorical":
             at = matcher.space.columns[p.name]
@@ -120,11 +119,9 @@ def test_refining_keeps_categories_and_ranges(matcher, target):
 
 
 def test_the_time_for_refining_is_kept(matcher, target):
-    start = time.perf_counter()
-    proposed = []
-    matcher.match(target, 4, 1.0, progress=lambda m: proposed.append(time.perf_counter()), steps=1)
-    assert 0.9 < time.perf_counter() - proposed[0] < 2.5  # one population of 16 renders may still end
-    assert proposed[0] - start < 20
+    seconds = [row[0] for row in matcher.match(target, 4, 1.0, steps=1).history]
+    assert seconds[-1] - seconds[0] >= 1.0
+    assert seconds[-2] - seconds[0] < 1.5  # no population of renders begins after the deadline
 
 
 def test_workers_change_nothing(matcher, target):

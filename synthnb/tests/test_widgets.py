@@ -30,7 +30,7 @@ def app(checkpoint):
     app.candidates.value = 4
     yield app
     app.stop.click()
-    app.wait(30)
+    app.wait(600)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_sound_is_uploaded_matched_heard_and_downloaded(app, wav, synth, tmp_p
     assert app.error.value == "" and not app.start.disabled
     assert "my &lt;b&gt;sound.wav" in app.listen.value
     app.start.click()
-    app.wait(60)
+    app.wait(600)
 
     assert app.error.value == "" and not app.start.disabled and app.stop.disabled
     match = app.result
@@ -98,13 +98,13 @@ def test_stop_ends_the_search_and_keeps_what_was_found(app, wav):
     upload(app, "sound.wav", wav)
     app.start.click()
     assert app.start.disabled and app.upload.disabled and not app.stop.disabled
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while "renders" not in app.status.value and time.monotonic() < until:
         time.sleep(0.05)
     app.stop.click()
-    app.wait(60)
+    app.wait(600)
     assert app.result is not None and app.error.value == ""
-    assert app.result.history[-1][0] < 60
+    assert app.result.history[-1][0] < app.seconds.value
     assert not app.start.disabled and app.stop.disabled and app.files.value
 
 
@@ -128,7 +128,7 @@ def test_an_error_in_the_search_is_told_as_text(app, wav, monkeypatch):
     monkeypatch.setattr(app.matcher.synth, "render", fails)
     upload(app, "sound.wav", wav)
     app.start.click()
-    app.wait(60)
+    app.wait(600)
     assert "the synth is gone" in app.error.value and "Traceback" not in text_of(app)
     assert not app.start.disabled
 
@@ -144,7 +144,7 @@ def test_a_new_sound_clears_the_last_match(app, wav):
     app.seconds.value = 0
     upload(app, "one.wav", wav)
     app.start.click()
-    app.wait(60)
+    app.wait(600)
     assert app.files.value
     upload(app, "two.wav", wav)
     assert app.result is None and app.files.value == app.table.value == app.details.value == ""

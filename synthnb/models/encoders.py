@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
 from synthnb.models.vector_field import attend
-
 
 PATCH = (4, 16)  # bands x frames
 
@@ -28,7 +29,7 @@ class MelEncoder(nn.Module):
         super().__init__()
         self.padding = -frames % PATCH[1]
         self.patches = nn.Linear(channels * PATCH[0] * PATCH[1], widths[0])
-        pairs = list(zip(widths, widths[1:]))
+        pairs = list(itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(before) for before, _ in pairs)
         self.halvings = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
         self.halvings.to(memory_format=torch.channels_last)
@@ -55,7 +56,7 @@ class MelEncoder(nn.Module):
         return nn.functional.silu(x)
 
     def forward(self, mel: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standardised mel `(batch, channels, bands, frames)` to tokens `(batch, steps, dim)`, summary `(batch, dim)`."""
+        """Standardised mel `(batch, channels, bands, frames)`: tokens `(batch, steps, dim)`, summary `(batch, dim)`."""
         x = self._map(mel)
         tokens = self.to_tokens(x.transpose(1, 2).flatten(2)) + self.when
         query, key, value = (

@@ -81,7 +81,7 @@ class VectorField(nn.Module):
         return list(zip(split[::2], split[1::2]))
 
     def forward(self, x, t, heard, summary) -> torch.Tensor:
-        """`x (batch, width)`, `t (batch,)` in [0, 1], `heard` from `hear`, `summary (batch, dim)`: velocity like `x`."""
+        """`x (batch, width)`, `t (batch,)` in [0, 1], `heard`, `summary (batch, dim)`: velocity like `x`."""
         angle = t[:, None] * self.frequencies
         time = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
         condition = nn.functional.silu(time + summary)[:, None]

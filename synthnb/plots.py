@@ -181,7 +181,7 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
             ax.annotate(
                 f"{words}: {distance[index]:.3f}",
                 (seconds[index], distance[index]),
-                (side, 8),
+                (side, 8 if index == 0 or distance[-1] < 0.2 * distance[0] else -15),
                 textcoords="offset points",
                 ha="left" if side > 0 else "right",
                 fontsize=9,

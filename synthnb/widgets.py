@@ -220,7 +220,8 @@ class MatchApp(w.VBox):
         self.chosen.options = [
             (f"{index + 1}: {c.origin}, distance {c.distance:.3f}", index)
             for index, c in enumerate(match.candidates[:SHOWN])
-        ]  # chooses the first, which shows it
+        ]
+        self.chosen.value = 0  # which shows it
         self.chosen.layout.display = None
 
     def _show_chosen(self, index: int | None) -> None:

@@ -139,7 +139,7 @@ def test_space_lists_its_parameters(capsys):
     text = run(capsys, "space", "dexed")
     space = ParameterSpace.load("dexed")
     assert f"vectors of {space.width} numbers" in text
-    assert all(f" {p.name} " in f" {text} " for p in space)
+    assert {p.name for p in space} <= set(text.split())
     assert "known: dexed, dexed_uniform" in refused(capsys, "space", "moog")
 
 

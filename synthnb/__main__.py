@@ -119,12 +119,10 @@ def match(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from synthnb.models.checkpoint import CHECKPOINTS, load_model, read_record
+    from synthnb.models.checkpoint import checkpoint_path, load_model, read_record
 
     model = load_model(arguments.checkpoint)
-    space, path = model.space, Path(arguments.checkpoint)
-    if path.suffix != ".safetensors":
-        path = CHECKPOINTS / f"{path}.safetensors"
+    space, path = model.space, checkpoint_path(arguments.checkpoint)
     weights = sum(p.numel() for p in model.parameters())
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {weights:,} weights")
     print(f"space '{space.name}' for {space.synth}: {len(space.parameters)} parameters, {space.seconds:g} s")

@@ -38,9 +38,15 @@ def _json(values: dict) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def read_record(path: str | Path) -> dict:
-    """The training record of a checkpoint."""
-    return json.loads(_metadata(Path(path))["record"])
+def checkpoint_path(name_or_path: str | Path) -> Path:
+    """Where a checkpoint lies that is given by path, or by the name of one that comes with the package."""
+    path = Path(name_or_path)
+    return path if path.suffix == ".safetensors" else CHECKPOINTS / f"{name_or_path}.safetensors"
+
+
+def read_record(name_or_path: str | Path) -> dict:
+    """The training record of a checkpoint. Raises `CheckpointError`."""
+    return json.loads(_metadata(checkpoint_path(name_or_path))["record"])
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -61,9 +67,7 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> FlowModel:
 
     Raises `CheckpointError` if the file is missing, damaged or of another format.
     """
-    path = Path(name_or_path)
-    if path.suffix != ".safetensors":
-        path = CHECKPOINTS / f"{name_or_path}.safetensors"
+    path = checkpoint_path(name_or_path)
     metadata = _metadata(path)
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key).float() for key in file.keys()}

@@ -8,7 +8,6 @@ match.save("outputs/bass")
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import time
@@ -28,7 +27,7 @@ from synthnb.features import log_mel
 from synthnb.metrics import Distance, all_metrics
 from synthnb.sound import SAMPLE_RATE, check_sound, write_sound
 from synthnb.space import Note, ParameterSpace, Patch
-from synthnb.synths import Synth, open_synth
+from synthnb.synths import Synth, open_space, open_synth
 
 if TYPE_CHECKING:  # workers import this module, and Lightning takes seconds
     from synthnb.models.flow import FlowModel
@@ -313,11 +312,5 @@ def _score_in_worker(
         torch.set_num_threads(1)
         while len(_tasks) >= 4:
             del _tasks[next(iter(_tasks))]
-        _tasks[token] = (*_open(text), target)
+        _tasks[token] = (*open_space(text), target)
     return score(*_tasks[token], vectors)
-
-
-@functools.lru_cache(maxsize=2)
-def _open(text: str) -> tuple[ParameterSpace, Synth]:
-    space = ParameterSpace.parse(text)
-    return space, open_synth(space.synth)

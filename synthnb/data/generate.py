@@ -23,7 +23,7 @@ from synthnb.data.shards import SPLITS, DatasetError, shard_lengths, shard_path,
 from synthnb.features import log_mel
 from synthnb.sound import SAMPLE_RATE, loudness
 from synthnb.space import Note, ParameterSpace, Patch
-from synthnb.synths import Synth, open_synth
+from synthnb.synths import Synth, open_space
 
 ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent
 CLIPS_PER_BATCH = 16  # rendered, then turned into features and written together
@@ -65,8 +65,7 @@ def sample_clip(
 
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
     """Render one shard of `length` clips. It has its final name only when it is complete."""
-    space = ParameterSpace.parse(recipe.space)
-    synth = open_synth(space.synth)
+    space, synth = open_space(recipe.space)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
     samples = round(space.seconds * SAMPLE_RATE)

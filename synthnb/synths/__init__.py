@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from synthnb.space import Note, Patch
+from synthnb.space import Note, ParameterSpace, Patch
 
 
 class SynthNotFound(RuntimeError):
@@ -49,3 +50,10 @@ def open_synth(name: str) -> Synth:
 
         return Dexed()
     raise SynthNotFound(f"no synth '{name}'; known: dexed")
+
+
+@functools.lru_cache(maxsize=2)
+def open_space(text: str) -> tuple[ParameterSpace, Synth]:
+    """The space of that YAML text and its synth; a worker process keeps them open from one task to the next."""
+    space = ParameterSpace.parse(text)
+    return space, open_synth(space.synth)

@@ -1,12 +1,13 @@
 """Measure a model against its baselines: same targets, same ranking, same number of renders, in one run.
 
 Every target is matched by every system of `SYSTEMS`; what a system keeps is its candidate with the smallest
-`Distance`, and all four metrics are taken of that. Results are written per target, so that an interrupted evaluation
-goes on where it stopped.
+`Distance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so that
+an interrupted evaluation goes on where it stopped and one with another model or settings starts afresh.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from synthnb.data.shards import open_split
 from synthnb.features import log_mel
 from synthnb.match import Matcher, gain, score
 from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
-from synthnb.models.checkpoint import load_model
+from synthnb.models.checkpoint import checkpoint_path, load_model
 from synthnb.sound import prepare, read_sound
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import open_synth
@@ -93,18 +94,23 @@ def recordings_as_targets(paths: Sequence[str | Path], space: ParameterSpace) ->
 class Retrieval:
     """Nearest neighbours among the training clips, by mean absolute difference of coarse log-mel spectrograms.
 
-    The index, float16 `(clips, cells)`, is made once and kept as `index.npy` in `cache`.
+    The index, float16 `(clips, cells)`, is made once for a dataset and kept in `cache`.
     """
 
     def __init__(self, folder: str | Path, cache: str | Path):
         self.folder = Path(folder)
-        path = Path(cache) / "index.npy"
+        with open_split(self.folder / "train.h5") as file:
+            vectors = file["param_array"]
+            self.digest = hashlib.sha256(vectors[:64].tobytes() + str(vectors.shape).encode()).hexdigest()[
+                :12
+            ]
+        path = Path(cache) / f"index-{self.digest}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_split(self.folder / "train.h5") as file:
                 mel = file["mel_spec"]
                 parts = [_coarse(mel[first : first + CHUNK]) for first in range(0, len(mel), CHUNK)]
-            aside = path.with_name("index.partial.npy")
+            aside = path.with_suffix(".partial.npy")
             np.save(aside, np.concatenate(parts))
             aside.replace(path)
         self.index = np.load(path, mmap_mode="r")
@@ -142,7 +148,7 @@ def evaluate(
     Args:
         checkpoint: of the model, as `load_model` takes it.
         folder: the dataset it was trained on, for retrieval.
-        out: where results are kept, one JSON file per target; what is there is not computed again.
+        out: where results are kept, one JSON file per target; what is there and fits is not computed again.
         seconds: one core's time for refining one target.
         refined: only so many targets, the first ones, are refined; all by default.
         workers: targets worked on at a time, each by one process.
@@ -150,21 +156,36 @@ def evaluate(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    Retrieval(folder, out.parent)  # the index, before processes share it
+    dataset = Retrieval(folder, out.parent).digest  # makes the index, before processes share it
+    weights = hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()[:12]
 
-    def budget(index: int) -> float:
-        return seconds if refined is None or index < refined else 0.0
+    def key(index: int, target: Target) -> dict:
+        """All that the result for a target depends on."""
+        budget = seconds if refined is None or index < refined else 0.0
+        sound = hashlib.sha256(target.audio.tobytes()).hexdigest()[:12]
+        return {
+            "model": weights,
+            "dataset": dataset,
+            "sound": sound,
+            "seconds": budget,
+            "seed": seed,
+            **sampling,
+        }
 
-    jobs = [(index, target) for index, target in enumerate(targets) if not _result(out, index).is_file()]
+    jobs = [(i, target) for i, target in enumerate(targets) if _read(out, i).get("key") != key(i, target)]
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     work = pool(
-        joblib.delayed(_evaluate_one)(checkpoint, folder, out, index, target, budget(index), seed, sampling)
-        for index, target in jobs
+        joblib.delayed(_evaluate_one)(checkpoint, folder, out, i, target, key(i, target), sampling)
+        for i, target in jobs
     )
     for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
         pass
-    rows = [row for index in range(len(targets)) for row in json.loads(_result(out, index).read_text())]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for i in range(len(targets)) for row in _read(out, i)["rows"]])
+
+
+def _read(out: Path, index: int) -> dict:
+    path = _result(out, index)
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _result(out: Path, index: int) -> Path:
@@ -174,16 +195,16 @@ def _result(out: Path, index: int) -> Path:
 _loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
 
 
-def _evaluate_one(checkpoint, folder, out, index, target, seconds, seed, sampling) -> None:
-    key = (str(checkpoint), str(folder))
-    if key not in _loaded:
+def _evaluate_one(checkpoint, folder, out, index, target, key, sampling) -> None:
+    opened = (key["model"], key["dataset"])
+    if opened not in _loaded:
         torch.set_num_threads(1)
-        _loaded[key] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
-    matcher, retrieval = _loaded[key]
-    rows = _match_by_all(matcher, retrieval, target, seconds, [seed, index], sampling)
+        _loaded[opened] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
+    matcher, retrieval = _loaded[opened]
+    rows = _match_by_all(matcher, retrieval, target, key["seconds"], [key["seed"], index], sampling)
     path = _result(out, index)
     aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(rows))
+    aside.write_text(json.dumps({"key": key, "rows": rows}))
     aside.replace(path)
 
 
@@ -209,13 +230,13 @@ def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[d
     firsts = {"best of 32 neighbours": "nearest neighbour", "flow, best of 32": "flow, one sample"}
     rows = []
 
-    def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float) -> None:
-        elapsed = time.perf_counter() - start
+    def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float | None) -> None:
+        elapsed = None if start is None else round(time.perf_counter() - start, 2)  # None: not timed alone
         render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
         if target.recorded:
             render = render * gain(audio, render)
         row = {"target": target.name, "system": system, **all_metrics(audio, render)}
-        rows.append({**row, "distance": float(value), "renders": renders, "seconds": round(elapsed, 2)})
+        rows.append({**row, "distance": float(value), "renders": renders, "seconds": elapsed})
 
     for system, draw in candidates.items():
         start = time.perf_counter()
@@ -224,7 +245,7 @@ def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[d
         best = int(values.argmin())
         keep(system, vectors[best], values[best], len(vectors), start)
         if system in firsts:
-            keep(firsts[system], vectors[0], values[0], 1, start)
+            keep(firsts[system], vectors[0], values[0], 1, None)
     if seconds:
         vector, value, renders = vectors[best], values[best], len(vectors)  # the flow's
         start = time.perf_counter()

@@ -185,7 +185,8 @@ def evaluate(
 
 def _read(out: Path, index: int) -> dict:
     path = _result(out, index)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    return kept if isinstance(kept, dict) else {}  # an earlier layout had rows alone
 
 
 def _result(out: Path, index: int) -> Path:

@@ -212,6 +212,7 @@ def _evaluate_one(checkpoint, folder, out, index, target, key, sampling) -> None
 def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[dict]:
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
+    raised = np.abs(audio).max() > np.abs(target.audio).max()  # it was too quiet to be measured as it is
     distance = Distance(audio)
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))
@@ -234,7 +235,7 @@ def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[d
     def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float | None) -> None:
         elapsed = None if start is None else round(time.perf_counter() - start, 2)  # None: not timed alone
         render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
-        if target.recorded:
+        if target.recorded or raised:
             render = render * gain(audio, render)
         row = {"target": target.name, "system": system, **all_metrics(audio, render)}
         rows.append({**row, "distance": float(value), "renders": renders, "seconds": elapsed})

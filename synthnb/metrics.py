@@ -8,21 +8,25 @@ channels measure the same. None is ever NaN. What cannot be measured raises Valu
 target and a render of different shapes, less than 0.1 s, NaN or infinity.
 
 `Distance` gives MSS, SOT and RMS within 1e-3 and about fifteen times as fast, to compare one target with
-thousands of renders. `bootstrap_mean` and `paired_difference` say how far a mean over clips can be trusted.
+thousands of renders. `parameter_error` compares patches instead, where the true one is known.
+`bootstrap_mean` and `paired_difference` say how far a mean over clips can be trusted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import librosa
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from synthnb.sound import SAMPLE_RATE
+from synthnb.space import Note, Parameter, ParameterSpace, Patch
 from synthnb.spectra import FAINTEST_FRAME, TOP_DB, MelSpectrum, Spectrum, mean_channel, transport
 
 with contextlib.redirect_stdout(io.StringIO()):  # in a notebook, dtw-python prints how to cite it
@@ -200,6 +204,55 @@ class Distance:
         hops = mean_channel(padded)[0, start : start + (frames + 2) * hop].reshape(frames + 2, hop)
         squares = np.einsum("fs,fs->f", hops, hops)
         return np.sqrt((squares[:-2] + squares[1:-1] + (frame - 2 * hop) * hops[2:, 0] ** 2) / frame)
+
+
+def parameter_error(space: ParameterSpace, a: tuple[Patch, Note], b: tuple[Patch, Note]) -> float:
+    """Mean absolute difference of two patches with their notes, in [0, 1]; 0 is the same after the best swap.
+
+    The mean over all parameters of the synth and the note's pitch, start and end: the distance of unit values, and
+    0 or 1 for a categorical one. Modules that are interchangeable in `a` (the true patch) are first given to those
+    of `b` in the order that costs least, as in synth-setter's `param_mse_best_swap` (#2257), which squares. So it
+    is not symmetric where the two have different modules interchangeable, as DX7 algorithms do.
+
+    Raises `SpaceError` if a patch or note does not fit the space.
+    """
+    (patch, note), (other, played) = a, b
+    space.check(patch)
+    space.check(other)
+
+    def gaps(patch: Patch, modules: Iterable[str]) -> float:
+        return sum(_gap(p, patch[p.name], other[p.name]) for p in space.parameters if p.module in modules)
+
+    modules = {p.module for p in space.parameters}
+    sets = space.interchangeable_in(patch)
+    moving = [module for blocks in sets for block in blocks for module in block]
+    total = sum(_gap(p, getattr(note, p.name), getattr(played, p.name)) for p in space.note)
+    if len(moving) > len(set(moving)):  # a swap in one set moves what another set swaps: try them all
+        total += min(gaps(swapped, modules) for swapped in _all_swaps(space, patch, sets))
+    else:
+        total += gaps(patch, modules.difference(moving))
+        for blocks in sets:
+            cost = np.array([[gaps(space.swap(patch, mine, its), its) for its in blocks] for mine in blocks])
+            total += cost[linear_sum_assignment(cost)].sum()
+    return float(total / len(list(space)))
+
+
+def _gap(p: Parameter, a: float | str, b: float | str) -> float:
+    gap = abs(p.to_unit(a) - p.to_unit(b))
+    return float(gap > 0) if p.kind == "categorical" else gap
+
+
+def _all_swaps(space: ParameterSpace, patch: Patch, sets: list[list[tuple[str, ...]]]) -> list[Patch]:
+    """The patch and all that swaps, one after another, make of it."""
+    found, known = [patch], {tuple(patch.values())}
+    pairs = [pair for blocks in sets for pair in itertools.combinations(blocks, 2)]
+    for reached in found:  # which grows while it is gone through
+        for pair in pairs:
+            swapped = space.swap(reached, *pair)
+            if tuple(swapped.values()) not in known:
+                known.add(tuple(swapped.values()))
+                found.append(swapped)
+    return found
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, n: int = 10_000) -> tuple[float, float, float]:

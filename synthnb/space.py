@@ -32,6 +32,7 @@ NOTE_FIELDS = (
     "start",
     "end",
 )  # the note's part of a vector, in this order; velocity is fixed by the space
+STEP = 1e-9  # in units and quantiles: what keeps a cumulative prior invertible where it jumps or is flat
 
 Patch = dict[str, float | str]
 
@@ -59,7 +60,8 @@ class Parameter:
         module: the part of the synth it belongs to (`op1`, `lfo`); the model makes one token per module.
         prior: `None` (uniform) or one of
             `{"histogram": [w, ...]}`, equal bins over the range, one per value for an integer, one per choice;
-            `{"beta": [a, b]}` over the range. Either may add `"default_share": p`, the probability of the default.
+            `{"beta": [a, b]}` over the range. Either may add `"default_share": p`, the probability of the default,
+            from 0 to 1.
     """
 
     name: str
@@ -89,16 +91,19 @@ class Parameter:
                 raise SpaceError(f"{where}: {len(weights)} histogram weights for {self.states} values")
             if min(weights) < 0 or sum(weights) <= 0:
                 raise SpaceError(f"{where}: histogram weights must be non-negative and not all zero")
+        share = (self.prior or {}).get("default_share", 0.0)
+        if not 0 <= share <= 1:
+            raise SpaceError(f"{where}: default_share is {share}; a probability from 0 to 1 is needed")
         self.to_unit(self.default)  # a default outside the range stops here
 
-    @property
+    @functools.cached_property
     def states(self) -> int:
         """How many values it can take; 0 for a continuous parameter."""
         if self.kind == "categorical":
             return len(self.choices)
         return round(self.high - self.low) + 1 if self.kind == "integer" else 0
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """How many numbers of a vector it takes."""
         return self.states if self.kind == "categorical" else 1
@@ -122,11 +127,20 @@ class Parameter:
         return (number - self.low) / (self.high - self.low)
 
     def from_unit(self, unit: float) -> float | str:
-        """[0, 1] (clipped) or choice index to the natural value; integers are rounded, never truncated."""
+        """[0, 1] (clipped) or choice index to the natural value; integers are rounded, never truncated.
+
+        What float32, a vector's type, cannot tell from a continuous default is exactly that default.
+        """
         if self.kind == "categorical":
             return self.choices[int(unit)]
-        value = self.low + min(max(float(unit), 0.0), 1.0) * (self.high - self.low)
+        unit = min(max(float(unit), 0.0), 1.0)
+        if self.kind == "continuous" and self._is_default(unit):
+            return float(self.default)
+        value = self.low + unit * (self.high - self.low)
         return int(np.floor(value + 0.5)) if self.kind == "integer" else value
+
+    def _is_default(self, unit: np.ndarray) -> np.ndarray:
+        return np.float32(unit) == np.float32(self.to_unit(self.default))
 
     @functools.cached_property
     def values(self) -> tuple[float | str, ...]:
@@ -172,10 +186,10 @@ class Parameter:
             quantile = np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
         share = prior.get("default_share", 0.0)
         if share:  # a jump at the default: two support points at (nearly) the same place
-            at, step = self.to_unit(self.default), 1e-9
+            at = self.to_unit(self.default)
             before = np.interp(at, unit, quantile) * (1 - share)
-            left, right = unit < at - step, unit > at + step
-            inside = [max(at - step, 0.0), min(at + step, 1.0)]
+            left, right = unit < at - STEP, unit > at + STEP
+            inside = [max(at - STEP, 0.0), min(at + STEP, 1.0)]
             quantile = np.concatenate(
                 [
                     quantile[left] * (1 - share),
@@ -184,20 +198,39 @@ class Parameter:
                 ]
             )
             unit = np.concatenate([unit[left], inside, unit[right]])
-        return unit, quantile + np.linspace(0, 1e-9, len(quantile))  # empty bins: keep it strictly increasing
+        return unit, quantile + np.linspace(0, STEP, len(quantile))  # empty bins: keep it strictly increasing
+
+    @functools.cached_property
+    def default_quantiles(self) -> tuple[float, float] | None:
+        """`(lowest, highest)` quantile of a continuous default with a share of its own; None without one."""
+        if not (self.prior or {}).get("default_share"):
+            return None
+        at = self.to_unit(self.default)
+        lowest, highest = np.interp([at - STEP, at + STEP], *self.curve)
+        return lowest - STEP, highest  # the curve runs up to STEP too high
 
     def to_quantile(self, unit: np.ndarray) -> np.ndarray:
-        """Unit values of a scalar parameter to quantiles in [0, 1]; a state lies in the middle of its share."""
+        """Unit values of a scalar parameter to quantiles in [0, 1].
+
+        A state lies in the middle of its share, and so does a continuous default (to float32) that has a share.
+        """
         if self.kind == "integer":
             state = np.floor(np.clip(unit, 0, 1) * (self.states - 1) + 0.5).astype(int)
             return (self.edges[state] + self.edges[state + 1]) / 2
-        return np.interp(unit, *self.curve)
+        quantile = np.interp(unit, *self.curve)
+        if self.default_quantiles is None:
+            return quantile
+        return np.where(self._is_default(unit), np.mean(self.default_quantiles), quantile)
 
     def from_quantile(self, quantile: np.ndarray) -> np.ndarray:
         """Quantiles (clipped to [0, 1]) to unit values; the inverse of `to_quantile` on every value with weight."""
         if self.kind == "continuous":
-            unit, at = self.curve
-            return np.interp(quantile, at, unit)
+            unit = np.interp(quantile, *self.curve[::-1])
+            if self.default_quantiles is None:
+                return unit
+            lowest, highest = self.default_quantiles
+            at = np.clip(quantile, 0, 1)
+            return np.where((lowest <= at) & (at <= highest), self.to_unit(self.default), unit)
         state = np.searchsorted(self.edges, np.clip(quantile, 0, 1 - 1e-9), side="right") - 1
         return state / (self.states - 1) if self.kind == "integer" else state
 
@@ -282,7 +315,7 @@ class ParameterSpace:
             columns.setdefault(p.module, []).extend(range(at.start, at.stop))
         return {name: np.array(index) for name, index in columns.items()}
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Length of a vector."""
         return sum(p.width for p in self)
@@ -306,12 +339,18 @@ class ParameterSpace:
     def sample(self, rng: np.random.Generator) -> tuple[Patch, Note]:
         """Draw one patch and one note from the prior; one uniform number per parameter, in vector order."""
         uniform = rng.random(len(self.parameters) + len(self.note))
-        states = (uniform[:, None] >= self._edges).sum(axis=1)
-        values = {
-            p.name: p.values[state] if p.states else p.from_unit(p.from_quantile(u))
-            for p, u, state in zip(self, uniform, states.tolist())
-        }
-        return {p.name: values[p.name] for p in self.parameters}, self._note(values)
+        states = np.count_nonzero(uniform[:, None] >= self._edges, axis=1)
+        values = [
+            choices[state] if choices else p.from_unit(p.from_quantile(u))
+            for (p, choices), u, state in zip(self._choices, uniform, states.tolist())
+        ]
+        patch = dict(zip(self._by_name, values))
+        return patch, self._note({name: patch.pop(name) for name in NOTE_FIELDS})
+
+    @functools.cached_property
+    def _choices(self) -> list[tuple[Parameter, tuple]]:
+        """Every parameter with its values; none for a continuous one."""
+        return [(p, p.values if p.states else ()) for p in self]
 
     @functools.cached_property
     def _edges(self) -> np.ndarray:
@@ -380,6 +419,19 @@ class ParameterSpace:
                 at = self.columns[p.name].start
                 out[..., at] = function(p, np.asarray(array[..., at], dtype=np.float64))
         return out
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of quantile coordinates under the prior, each float32 `(width,)`."""
+        even = (np.arange(1000) + 0.5) / 1000
+        mean, variance = np.zeros(self.width, np.float32), np.zeros(self.width, np.float32)
+        for p in self:
+            if p.kind == "categorical":
+                mean[self.columns[p.name]] = p.probabilities
+                variance[self.columns[p.name]] = p.probabilities * (1 - p.probabilities)
+            else:
+                quantiles = p.to_quantile(p.from_quantile(even))
+                mean[self.columns[p.name]], variance[self.columns[p.name]] = quantiles.mean(), quantiles.var()
+        return mean, variance
 
     def interchangeable_in(self, patch: Patch) -> list[list[tuple[str, ...]]]:
         """Sets of module tuples that can trade places in this patch without changing its sound.

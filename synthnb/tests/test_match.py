@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from synthnb.features import log_mel
 from synthnb.match import Matcher, gain
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
@@ -143,6 +144,27 @@ def test_a_target_gets_the_channels_of_the_synth(matcher, shape):
     prepared = matcher.prepare_target(audio)
     assert prepared.shape == (1, 22_050) and prepared.dtype == np.float32
     np.testing.assert_allclose(prepared[0], audio.mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("decibels", [-41, -50, -59])
+def test_a_very_quiet_recording_is_matched_like_the_same_at_full_scale(matcher, target, decibels):
+    loud = target / np.abs(target).max()
+    quiet = (loud * 10 ** (decibels / 20)).astype(np.float32)
+    full, raised = (matcher.match(audio, candidates=4, seconds=0, steps=2) for audio in (loud, quiet))
+    np.testing.assert_array_equal(full.target, loud)  # what is loud enough stays as it is
+    np.testing.assert_allclose(raised.target, loud / 2, rtol=0, atol=1e-6)
+    mels = [log_mel(torch.from_numpy(match.target)) for match in (raised, full)]
+    torch.testing.assert_close(*mels, rtol=0, atol=0.01)
+    for a, b in zip(raised.candidates, full.candidates):
+        np.testing.assert_allclose(a.vector, b.vector, rtol=0, atol=1e-3)
+        assert a.patch == b.patch and a.distance == pytest.approx(b.distance, abs=1e-3)
+    assert raised.metrics()["MSS"] == pytest.approx(full.metrics()["MSS"], abs=0.01)
+
+
+def test_channels_that_nearly_cancel_out_are_raised_too(matcher, target):
+    loud = target / np.abs(target).max()
+    prepared = matcher.prepare_target(np.concatenate([loud, -0.99 * loud]))
+    np.testing.assert_allclose(prepared, loud / 2, rtol=0, atol=1e-5)
 
 
 def test_targets_that_cannot_be_matched_are_refused(matcher, target):

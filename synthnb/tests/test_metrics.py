@@ -1,6 +1,7 @@
 """The metrics give the values of the calibration table, and the fast distance gives what the metrics give."""
 
 import functools
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import dexed
@@ -19,10 +20,12 @@ from synthnb.metrics import (
     bootstrap_mean,
     mss,
     paired_difference,
+    parameter_error,
     rms_cosine,
     sot,
     wmfcc,
 )
+from synthnb.space import Note, ParameterSpace, SpaceError
 
 RATE = 44_100
 MEASURES = (mss, wmfcc, sot, rms_cosine)
@@ -292,6 +295,128 @@ def test_the_distance_names_what_it_cannot_measure():
         distance(broken)
     with pytest.raises(ValueError, match="the target has 100 samples"):
         Distance(noise(0)[:, :100])
+
+
+# --- parameters ---------------------------------------------------------------------------------------------
+
+#: Six small modules; `kind` says which are interchangeable: all; in two sets, one of pairs; pairs that nest singles.
+SIX = """
+name: six
+synth: none
+seconds: 1.0
+note:
+  pitch: {kind: integer, low: 40, high: 50, default: 45}
+  start: {kind: continuous, low: 0.0, high: 0.1, default: 0.0}
+  end: {kind: continuous, low: 0.2, high: 1.0, default: 0.5}
+  velocity: 90
+parameters:
+  kind: {kind: categorical, choices: [none, all, sets, nested], module: main}
+""" + "".join(
+    f"""
+  op{i}_level: {{kind: integer, low: -5, high: 15, default: 0, module: op{i}}}
+  op{i}_tune: {{kind: continuous, low: 1.0, high: 3.0, default: 1.0, module: op{i}}}
+  op{i}_wave: {{kind: categorical, choices: [sine, saw, square], module: op{i}}}
+"""
+    for i in range(1, 7)
+)
+SIX += """
+interchangeable:
+  given: kind
+  swaps:
+    all: [[[op1], [op2], [op3], [op4], [op5], [op6]]]
+    sets: [[[op1, op2], [op4, op3]], [[op5], [op6]]]
+    nested: [[[op1, op2], [op3, op4]], [[op1], [op2]], [[op3], [op4]]]
+"""
+SIX_NOTE = Note(45, 90, 0.0, 0.5)
+PAIR_ORDERS = [((1, 2), (3, 4)), ((3, 4), (1, 2))]
+#: Which operator's settings each of the six takes, written out by hand for every order that sounds the same.
+ORDERS = {
+    "none": [(1, 2, 3, 4, 5, 6)],
+    "all": list(itertools.permutations(range(1, 7))),
+    "sets": [(*four, *two) for four in ((1, 2, 3, 4), (4, 3, 2, 1)) for two in ((5, 6), (6, 5))],
+    "nested": [
+        (*first, *second, 5, 6)
+        for pairs in PAIR_ORDERS
+        for first in itertools.permutations(pairs[0])
+        for second in itertools.permutations(pairs[1])
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def six():
+    return ParameterSpace.parse(SIX)
+
+
+def reordered(patch: dict, order: tuple[int, ...]) -> dict:
+    """The patch whose operator i has the settings of operator `order[i - 1]`."""
+    names = ("level", "tune", "wave")
+    taken = {f"op{i}_{name}": patch[f"op{j}_{name}"] for i, j in enumerate(order, 1) for name in names}
+    return {**patch, **taken}
+
+
+def brute_force(space, a, b, orders) -> float:
+    """The least mean difference over all orders, from vectors, where one wrong choice is two wrong cells."""
+    weights = np.concatenate([np.full(p.width, 0.5 if p.kind == "categorical" else 1.0) for p in space])
+    gaps = [np.abs(space.encode(reordered(a[0], order), a[1]) - space.encode(*b)) for order in orders]
+    return float((np.array(gaps) @ weights).min() / len(list(space)))
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_the_parameter_error_is_the_least_over_all_swaps(six, kind):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        a, b = ((patch | {"kind": kind}, note) for patch, note in (six.sample(rng) for _ in range(2)))
+        error = parameter_error(six, a, b)
+        assert error == pytest.approx(brute_force(six, a, b, ORDERS[kind]), abs=1e-6)
+        assert error == pytest.approx(parameter_error(six, b, a))
+        order = ORDERS[kind][rng.integers(len(ORDERS[kind]))]
+        assert parameter_error(six, a, (reordered(a[0], order), a[1])) == 0
+        assert parameter_error(six, (reordered(a[0], order), a[1]), b) == pytest.approx(error)
+
+
+def test_a_parameter_error_worked_out_by_hand(six):
+    patch = six.default_patch
+    changed = patch | {"op1_level": 10, "op2_tune": 1.5, "op3_wave": "square"}
+    note = Note(50, 90, 0.1, 0.5)
+    wrong = 10 / 20 + 0.5 / 2 + 1 + 5 / 10 + 1
+    assert parameter_error(six, (patch, SIX_NOTE), (changed, note)) == pytest.approx(wrong / 22)
+    assert parameter_error(six, (patch, SIX_NOTE), (patch | {"kind": "all"}, SIX_NOTE)) == pytest.approx(
+        1 / 22
+    )
+
+
+def test_only_what_is_interchangeable_in_the_first_patch_is_swapped(six):
+    patch = six.default_patch | {"op1_level": 10, "kind": "sets"}
+    within, across = patch | {"op1_level": 0, "op4_level": 10}, patch | {"op1_level": 0, "op2_level": 10}
+    assert parameter_error(six, (patch, SIX_NOTE), (within, SIX_NOTE)) == 0
+    assert parameter_error(six, (patch, SIX_NOTE), (across, SIX_NOTE)) == pytest.approx(2 * 0.5 / 22)
+    other = within | {"kind": "none"}
+    assert parameter_error(six, (patch, SIX_NOTE), (other, SIX_NOTE)) == pytest.approx(1 / 22)
+    assert parameter_error(six, (other, SIX_NOTE), (patch, SIX_NOTE)) == pytest.approx((1 + 2 * 0.5) / 22)
+
+
+@pytest.mark.parametrize("algorithm", ["5", "12", "20", "25", "32"])
+def test_swapped_dexed_operators_are_no_error(space, patches, algorithm):
+    (patch, note), (other, _) = patches[:2]
+    patch, other = patch | {"algorithm": algorithm}, other | {"algorithm": algorithm}
+    swapped = patch
+    for blocks in space.interchangeable_in(patch):
+        for first, second in itertools.pairwise(blocks):
+            swapped = space.swap(swapped, first, second)
+    assert swapped != patch
+    assert parameter_error(space, (patch, note), (swapped, note)) == 0
+    gaps = np.abs(space.encode(patch, note) - space.encode(other, note))
+    plain = sum(gaps[space.columns[p.name]].max() for p in space) / len(list(space))
+    assert 0 < parameter_error(space, (patch, note), (other, note)) < plain
+
+
+def test_a_patch_of_another_space_has_no_parameter_error(six, space):
+    fits = (six.default_patch, SIX_NOTE)
+    for wrong in ((space.default_patch, SIX_NOTE), (six.default_patch, Note(99, 90, 0.0, 0.5))):
+        for pair in ((fits, wrong), (wrong, fits)):
+            with pytest.raises(SpaceError, match=r"not a patch of space 'six'|'pitch' is 99"):
+                parameter_error(six, *pair)
 
 
 # --- bootstrap ----------------------------------------------------------------------------------------------

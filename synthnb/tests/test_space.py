@@ -94,7 +94,7 @@ def test_discrete_samples_follow_the_prior(every, draws, name):
 def test_continuous_samples_follow_the_prior(every, draws, name, cdf):
     p, values = every[name], np.array(draws[name])
     share = (p.prior or {}).get("default_share", 0.0)
-    default = np.isclose(values, p.default, rtol=0, atol=1e-8)
+    default = values == p.default
     assert (
         stats.binomtest(int(default.sum()), len(values), share).pvalue > 0.01 if share else not default.any()
     )
@@ -192,11 +192,40 @@ def test_every_value_with_weight_survives_quantiles(every):
             np.testing.assert_allclose(np.diff(p.edges), p.probabilities, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["real_uniform", "real_histogram", "real_beta", "start", "end"])
+@pytest.mark.parametrize(
+    "name", ["real_uniform", "real_histogram", "real_beta", "real_default", "start", "end"]
+)
 def test_quantiles_of_samples_are_uniform(every, draws, name):
     p = every[name]
     units = np.array([p.to_unit(value) for value in draws[name]])
-    assert stats.kstest(p.to_quantile(units), stats.uniform.cdf).pvalue > 0.01
+    quantiles = p.to_quantile(units)
+    if p.default_quantiles:  # its share is one point, in the middle; the rest moves together
+        lowest, highest = p.default_quantiles
+        quantiles = quantiles[units != p.to_unit(p.default)]
+        assert not ((quantiles > lowest) & (quantiles < highest)).any()
+        quantiles = (quantiles - (quantiles > lowest) * (highest - lowest)) / (1 - highest + lowest)
+    assert stats.kstest(quantiles, stats.uniform.cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("shape", [{}, {"beta": [2, 5]}, {"histogram": [0, 1, 0, 2]}], ids=str)
+@pytest.mark.parametrize("share", [1e-3, 0.4, 1.0])
+@pytest.mark.parametrize("default", [0.1, 0.3, 0.47, 0.7])  # both ends, and two between that are not round
+def test_a_share_of_a_continuous_default_is_exactly_the_default(shape, share, default):
+    p = Parameter("x", "continuous", default, "m", 0.1, 0.7, prior={**shape, "default_share": share})
+    at = p.to_unit(default)
+    weights = Parameter("x", "continuous", default, "m", 0.1, 0.7, prior=shape or None)
+    before = float(weights.to_quantile(at)) * (1 - share)
+    inside = before + share * np.linspace(0, 1, 101)
+    assert (p.from_quantile(inside) == at).all()
+    assert {p.from_unit(unit) for unit in p.from_quantile(inside)} == {default}
+    assert p.from_unit(np.float32(at)) == default  # as a vector has it
+    middle = p.to_quantile(np.array([at, np.float32(at)]))
+    np.testing.assert_allclose(middle, before + share / 2, rtol=0, atol=1e-8)
+    outside = np.array([before - 1e-4, before + share + 1e-4])
+    assert (p.from_quantile(outside[(outside > 0) & (outside < 1)]) != at).all()
+    units = np.linspace(0.3, 0.45, 31)  # where all three have weight
+    if share < 1:
+        np.testing.assert_allclose(p.from_quantile(p.to_quantile(units)), units, rtol=0, atol=1e-7)
 
 
 def test_a_uniform_prior_leaves_continuous_values_alone(every):
@@ -233,12 +262,21 @@ def test_describe_has_a_row_for_every_parameter(space):
         ),
         ({"prior": {"histogram": [1, -1, 2]}}, "non-negative and not all zero"),
         ({"prior": {"histogram": [0, 0]}}, "non-negative and not all zero"),
+        *(
+            ({"prior": {"default_share": share}}, f"default_share is {share}; a probability from 0 to 1")
+            for share in (-0.1, 1.01, 30, float("nan"))
+        ),
         ({"default": 1.5}, "'knob' is 1.5; allowed: 0 to 1"),
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_refused(settings, message):
     with pytest.raises(SpaceError, match=f"'knob'.*{message}|{message}"):
         Parameter(**{"name": "knob", "kind": "continuous", "default": 0.0, "module": "m"} | settings)
+
+
+def test_a_share_that_is_no_number_is_refused():
+    with pytest.raises(SpaceError, match="'start'"):
+        ParameterSpace.parse(EVERY_PRIOR.replace("default_share: 0.5", "default_share: half"))
 
 
 def test_an_unknown_space_is_refused(tmp_path):

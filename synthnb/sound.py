@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import numba
 import numpy as np
 import soundfile
 import soxr
@@ -26,6 +27,8 @@ SHORTEST = 0.05  #: seconds; less holds no pitch and no envelope to match
 QUIETEST = -60.0  #: dBFS, peak; a 16-bit recording has 33 steps left there
 LEAD = 0.003  #: seconds kept before the onset, so that the attack is whole
 FADE = 0.010  #: seconds of fade-out where a sound is cut
+BLOCK_HOP, BLOCK_HOPS = SAMPLE_RATE // 10, 4  #: loudness is taken in blocks of 400 ms, one every 100 ms
+GATE = -70.0  #: LUFS; quieter blocks do not count
 
 #: How files of the usual formats begin (mp3: an ID3 tag or a frame); one of these that cannot be read is damaged.
 MAGIC = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3")
@@ -157,24 +160,50 @@ def loudness(audio: np.ndarray) -> float:
     what passes that. Each channel weighs 1, and mono is one channel: it reads 3 LU less than the same sound on two.
     A sound shorter than a block is measured as a single block of its own length.
     """
-    hop, overlap = SAMPLE_RATE // 10, 4
-    state = np.zeros((audio.shape[0], K_WEIGHTING[0].size - 1))
-    energy = []  # of each hop
-    for start in range(0, audio.shape[1], SAMPLE_RATE):  # by the second: new memory for all would cost double
-        # 1e-20, because a tail of zeros would leave the filter with subnormal numbers, 8 times slower.
-        second = np.add(audio[:, start : start + SAMPLE_RATE], 1e-20, dtype=np.float64)
-        second, state = lfilter(*K_WEIGHTING, second, zi=state)
-        pieces = (second[:, i : i + hop] for i in range(0, second.shape[1], hop))
-        energy += [np.vdot(piece, piece) for piece in pieces]
-    whole = audio.shape[1] // hop
-    if whole < overlap:
-        blocks = np.array([sum(energy) / max(audio.shape[1], 1)])
+    energy = _energies(audio, *K_WEIGHTING, np.inf)
+    whole = audio.shape[1] // BLOCK_HOP
+    if whole < BLOCK_HOPS:
+        blocks = energy.sum(keepdims=True) / max(audio.shape[1], 1)
     else:
-        blocks = np.convolve(energy[:whole], np.ones(overlap), "valid") / (overlap * hop)
-    blocks = blocks[blocks > 10 ** ((-70 + 0.691) / 10)]
+        blocks = np.convolve(energy[:whole], np.ones(BLOCK_HOPS), "valid") / (BLOCK_HOPS * BLOCK_HOP)
+    blocks = blocks[blocks > 10 ** ((GATE + 0.691) / 10)]
     if blocks.size:
         blocks = blocks[blocks > blocks.mean() / 10]
     return float(-0.691 + 10 * np.log10(blocks.mean())) if blocks.size else -np.inf
+
+
+def is_as_loud_as(audio: np.ndarray, floor: float) -> bool:
+    """`loudness(audio) >= floor` (LUFS), but told by the beginning of all but quiet sounds, so much faster.
+
+    The gates leave out the quietest blocks only, so the loudness is no less than without them; and that is no less
+    than if every hop counted once, in one block of the four that it is part of, and those still to come were silent.
+    """
+    whole = audio.shape[1] // BLOCK_HOP
+    blocks = max(whole - BLOCK_HOPS + 1, 1)
+    enough = 10 ** ((max(floor, GATE) + 0.691) / 10) * blocks * BLOCK_HOPS * BLOCK_HOP
+    return _energies(audio, *K_WEIGHTING, enough)[:whole].sum() > enough or loudness(audio) >= floor
+
+
+@numba.njit(nogil=True, cache=True)
+def _energies(audio, b, a, enough):
+    """K-weighted energy of each hop of 100 ms, all channels together; zero after the hop that made it `enough`."""
+    energy = np.zeros(-(-audio.shape[1] // BLOCK_HOP))
+    state = np.zeros((audio.shape[0], 4))
+    for hop in range(len(energy)):
+        for channel in range(audio.shape[0]):
+            s0, s1, s2, s3 = state[channel]
+            for x in audio[channel, hop * BLOCK_HOP : (hop + 1) * BLOCK_HOP]:
+                x += 1e-20  # a tail of zeros would leave subnormal numbers, which are slow
+                y = b[0] * x + s0
+                s0 = b[1] * x - a[1] * y + s1
+                s1 = b[2] * x - a[2] * y + s2
+                s2 = b[3] * x - a[3] * y + s3
+                s3 = b[4] * x - a[4] * y
+                energy[hop] += y * y
+            state[channel] = s0, s1, s2, s3
+        if energy.sum() > enough:
+            break
+    return energy
 
 
 def write_sound(path: str | os.PathLike, audio: np.ndarray) -> None:

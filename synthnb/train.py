@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning
@@ -14,9 +16,11 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
+from synthnb.audibility import audibility, loss_weights
 from synthnb.data.datamodule import ClipData
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.space import ParameterSpace
 
 EMA_DECAY = 0.999  # a short training averages over fewer steps: the last tenth, roughly
 
@@ -57,6 +61,7 @@ def train(
     validate_every: int = 1000,
     workers: int = 0,
     precision: str = "32-true",
+    audible_patches: int = 40,
 ) -> tuple[Path, pd.DataFrame]:
     """Train for `settings.steps` steps, or finish a training that was interrupted in `out`.
 
@@ -65,17 +70,24 @@ def train(
         out: for `last.ckpt` (to resume from), `curves-*/metrics.csv` and the result, `model.safetensors`.
         validate_every: steps between validations; each also saves `last.ckpt`.
         workers: loader processes; 0 is right on a CPU.
-        precision: Lightning's; `"bf16-mixed"` on a GPU.
+        precision: Lightning's; `"bf16-mixed"` on a GPU, and on a CPU that has products of that kind.
+        audible_patches: patches on which it is measured how audible each parameter is, for the loss to weight it by;
+            kept in `audibility.csv`.
 
     Returns:
         The checkpoint's path and the curves: a table with `step`, `train_loss`, `val_loss`.
+
+    Raises:
+        ValueError: the training in `out` was begun with other settings; the message names them.
     """
     out = Path(out)
     last = out / "last.ckpt"
+    _same_settings(out, {**asdict(settings), "batch_size": batch_size, "seed": seed}, last.is_file())
     lightning.seed_everything(seed, verbose=False)
     skip = torch.load(last, weights_only=False, map_location="cpu")["global_step"] if last.is_file() else 0
     data = ClipData(folder, batch_size, workers, seed, skip)
-    model = FlowModel(data.space, settings, data.mean, data.std)
+    weights = loss_weights(data.space, _audibility(out, data.space, audible_patches, seed))
+    model = FlowModel(data.space, settings, data.mean, data.std, weights)
     progress = Progress()
     decay = min(EMA_DECAY, max(0.0, 1 - 10 / settings.steps))
     validate_every = min(validate_every, settings.steps)
@@ -90,7 +102,6 @@ def train(
         accelerator="auto",
         devices=1,
         precision=precision,
-        gradient_clip_val=1.0,
         val_check_interval=validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -120,6 +131,28 @@ def train(
         "val_loss": curves[["step", "val_loss"]].dropna().round(4).values.tolist(),
     }
     return save_model(model, out / "model.safetensors", record), curves
+
+
+def _audibility(out: Path, space: ParameterSpace, patches: int, seed: int) -> pd.Series:
+    path = out / "audibility.csv"
+    if not path.is_file():
+        audibility(space, patches, seed).to_csv(path, index_label="parameter")
+    return pd.read_csv(path, index_col="parameter")["dB"]
+
+
+def _same_settings(out: Path, settings: dict, resumed: bool) -> None:
+    """Keep them in `settings.json`, or hold a resumed training to those it was begun with."""
+    path = out / "settings.json"
+    if resumed:
+        begun = json.loads(path.read_text()) if path.is_file() else {}
+        for name, value in settings.items():
+            if begun.get(name) != value:
+                raise ValueError(
+                    f"the training in {out} was begun with {name} = {begun.get(name)}, not {value}; "
+                    "use another folder, or remove its last.ckpt to start afresh"
+                )
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _curves(out: Path) -> pd.DataFrame:

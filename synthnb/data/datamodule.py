@@ -1,4 +1,4 @@
-"""Feeding a training: batches from the virtual datasets, well shuffled, read in long stretches."""
+"""Feeding a training: batches drawn at random from a compact copy of a dataset's spectrograms."""
 
 from __future__ import annotations
 
@@ -10,17 +10,60 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from synthnb.data.shards import open_split
+from synthnb.data.shards import DatasetError, open_split
 from synthnb.space import ParameterSpace
 
-BLOCK = 64  # consecutive clips read at once: disks and HDF5 like long reads
-POOL = 32  # blocks shuffled together: 2048 clips, 210 MB of mono features
+CHUNK = 1024  # clips read at once
+VALIDATION_BATCH = 256
+MEASURED = 10_000  # clips, evenly spread, that mean and standard deviation are taken of
 
 Batch = dict[str, torch.Tensor]
 
 
+def coarse(mel: torch.Tensor) -> torch.Tensor:
+    """Averages over 2 bands and 4 frames of a spectrogram from `log_mel`: what the encoder looks at.
+
+    Args:
+        mel: `(batch, channels, 128, frames)` in dB.
+
+    Returns:
+        `(batch, channels, 64, frames // 4)`.
+    """
+    return torch.nn.functional.avg_pool2d(mel, (2, 4))
+
+
+def coarse_copy(path: str | Path) -> np.ndarray:
+    """`coarse` of all spectrograms of a split: float16 `(clips, channels, 64, frames // 4)`, 13 KB a mono clip of 4 s.
+
+    It is made once (a minute for 100,000 clips) and kept beside the split as `train-coarse.npy`, from where it is
+    mapped, not read; in a folder that can't be written to it stays in memory.
+    """
+    path = Path(path)
+    kept, stats = path.with_name(f"{path.stem}-coarse.npy"), path.with_name("stats.npz")
+    if not stats.is_file():  # it comes last
+        raise DatasetError(
+            f"the dataset in {path.parent} is not complete; run notebook 01_generate_data again"
+        )
+    if kept.is_file() and kept.stat().st_mtime >= stats.stat().st_mtime:
+        return np.load(kept, mmap_mode="r")
+    with open_split(path) as file:
+        mel = file["mel_spec"]
+        parts = [
+            coarse(torch.from_numpy(mel[first : first + CHUNK]).float()).half().numpy()
+            for first in range(0, len(mel), CHUNK)
+        ]
+    copy = np.concatenate(parts)
+    aside = kept.with_suffix(".partial.npy")
+    try:
+        np.save(aside, copy)
+        aside.replace(kept)
+    except OSError:
+        return copy
+    return np.load(kept, mmap_mode="r")
+
+
 class Clips(IterableDataset):
-    """Batches of `{"mel": (batch, channels, bands, frames) float32 dB, "quantiles": (batch, width) float32}`.
+    """Batches of `{"mel": coarse (batch, channels, 64, frames) float32 dB, "quantiles": (batch, width) float32}`.
 
     Args:
         path: `train.h5`, `val.h5` or `test.h5`. It is opened by each worker, on first use.
@@ -33,41 +76,32 @@ class Clips(IterableDataset):
     ):
         self.path, self.space, self.batch_size = Path(path), space, batch_size
         self.endless, self.seed, self.skip = endless, seed, skip
-        with open_split(path) as file:
-            self.clips = len(file["param_array"])
+        self.clips = len(coarse_copy(path))
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        mel = coarse_copy(self.path)
         with open_split(self.path) as file:
-            starts = np.arange(0, self.clips, BLOCK)
-            if not self.endless:
-                for start in starts[part::parts]:
-                    yield self._batch(*self._read(file, start))
-                return
-            done = self.skip * self.batch_size // self.clips
-            while True:
-                rng = np.random.default_rng([self.seed, done])
-                yield from self._pass(file, rng.permutation(starts)[part::parts], rng)
-                done += 1
-
-    def _pass(self, file, starts: np.ndarray, rng: np.random.Generator) -> Iterator[Batch]:
-        for first in range(0, len(starts), POOL):
-            blocks = [self._read(file, start) for start in starts[first : first + POOL]]
-            mel, vectors = (np.concatenate(part) for part in zip(*blocks))
-            order = rng.permutation(len(vectors))
+            vectors = file["param_array"][:]
+        if not self.endless:
+            starts = range(0, self.clips, self.batch_size)
+            for start in starts[part::parts]:
+                yield self._batch(mel, vectors, slice(start, start + self.batch_size))
+            return
+        done = self.skip * self.batch_size // self.clips
+        while True:
+            order = np.random.default_rng([self.seed, done]).permutation(self.clips)[part::parts]
             for at in range(0, len(order) - self.batch_size + 1, self.batch_size):
-                rows = order[at : at + self.batch_size]
-                yield self._batch(mel[rows], vectors[rows])
+                yield self._batch(mel, vectors, order[at : at + self.batch_size])
+            done += 1
 
-    @staticmethod
-    def _read(file, start: int) -> tuple[np.ndarray, np.ndarray]:
-        stretch = slice(int(start), int(start) + BLOCK)
-        return file["mel_spec"][stretch], file["param_array"][stretch]
-
-    def _batch(self, mel: np.ndarray, vectors: np.ndarray) -> Batch:
-        quantiles = self.space.to_quantiles(vectors)
-        return {"mel": torch.from_numpy(mel).float(), "quantiles": torch.from_numpy(quantiles)}
+    def _batch(self, mel: np.ndarray, vectors: np.ndarray, rows: np.ndarray | slice) -> Batch:
+        quantiles = self.space.to_quantiles(vectors[rows])
+        return {
+            "mel": torch.from_numpy(mel[rows].astype(np.float32)),
+            "quantiles": torch.from_numpy(quantiles),
+        }
 
 
 class ClipData(lightning.LightningDataModule):
@@ -81,7 +115,7 @@ class ClipData(lightning.LightningDataModule):
 
     Attributes:
         space: the dataset's own, read from its attributes.
-        mean, std: of a band over all training clips and times, float32 `(channels, bands, 1)`, in dB.
+        mean, std: of a coarse band over training clips and times, float32 `(channels, bands, 1)`, in dB.
     """
 
     def __init__(self, folder: str | Path, batch_size: int, workers: int = 0, seed: int = 0, skip: int = 0):
@@ -96,15 +130,18 @@ class ClipData(lightning.LightningDataModule):
         ):  # a loader process that fills no batch would wait for ever
             each = f" for each of {workers} workers" if workers > 1 else ""
             raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}{each}")
-        with np.load(self.folder / "stats.npz") as stats:
-            mean = stats["mean"].mean(axis=-1, keepdims=True)
-            square = (stats["std"] ** 2 + stats["mean"] ** 2).mean(axis=-1, keepdims=True)
-        variance = np.maximum(square - mean**2, 1.0)  # a band that never sounds would have none
-        self.mean, self.std = torch.from_numpy(mean), torch.from_numpy(np.sqrt(variance))
+        mel = coarse_copy(self.folder / "train.h5")
+        sample = torch.from_numpy(mel[:: -(-len(mel) // MEASURED)].astype(np.float32))
+        self.frames = sample.shape[-1]
+        self.mean = sample.mean(dim=(0, 3))[..., None]
+        self.std = sample.std(dim=(0, 3))[..., None].clamp_min(
+            1.0
+        )  # a band that never sounds would have none
 
     def train_dataloader(self) -> DataLoader:
         clips = Clips(self.folder / "train.h5", self.space, self.batch_size, True, self.seed, self.skip)
         return DataLoader(clips, batch_size=None, num_workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(Clips(self.folder / "val.h5", self.space, BLOCK, False), batch_size=None)
+        clips = Clips(self.folder / "val.h5", self.space, VALIDATION_BATCH, False)
+        return DataLoader(clips, batch_size=None)

@@ -6,9 +6,10 @@ is complete; a second run renders only the shards that are missing.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,12 +22,12 @@ from tqdm import tqdm
 from synthnb import __version__
 from synthnb.data.shards import SPLITS, DatasetError, shard_lengths, shard_path, write_splits, write_stats
 from synthnb.features import log_mel
-from synthnb.sound import SAMPLE_RATE, loudness
+from synthnb.sound import SAMPLE_RATE, is_as_loud_as
 from synthnb.space import Note, ParameterSpace, Patch
 from synthnb.synths import Synth, open_space
 
 ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent
-CLIPS_PER_BATCH = 16  # rendered, then turned into features and written together
+CLIPS_PER_BATCH = 32  # drawn, turned into features and written together
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,27 @@ def sample_clip(
     space: ParameterSpace, synth: Synth, seed: int, index: int, loudness_floor: float
 ) -> tuple[Patch, Note, np.ndarray]:
     """Clip `index`: draw patches until one is loud enough. Returns patch, note and audio `(channels, samples)`."""
+    return next(sample_clips(space, synth, seed, [index], loudness_floor))[1:]
+
+
+def sample_clips(
+    space: ParameterSpace, synth: Synth, seed: int, indices: Sequence[int], loudness_floor: float
+) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
+    """`sample_clip` of many, each with its index; those of which a patch was refused come later."""
     for attempt in range(ATTEMPTS):
-        patch, note = space.sample(np.random.default_rng([seed, index, attempt]))
-        audio = synth.render(patch, note, space.seconds)[: synth.channels]
-        if loudness(audio) >= loudness_floor:
-            return patch, note, audio
+        # All are drawn before any is played: the same work again and again finds its code and data in the cache.
+        drawn = [(index, *space.sample(np.random.default_rng([seed, index, attempt]))) for index in indices]
+        indices = []
+        for index, patch, note in drawn:
+            audio = synth.render(patch, note, space.seconds)[: synth.channels]
+            if is_as_loud_as(audio, loudness_floor):
+                yield index, patch, note, audio
+            else:
+                indices.append(index)
+        if not indices:
+            return
     raise DatasetError(
-        f"clip {index}: {ATTEMPTS} patches of space '{space.name}' in a row were below {loudness_floor} LUFS; "
+        f"clip {indices[0]}: {ATTEMPTS} patches of space '{space.name}' in a row were below {loudness_floor} LUFS; "
         "widen its prior or lower the loudness floor"
     )
 
@@ -68,36 +83,39 @@ def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
     space, synth = open_space(recipe.space)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
-    samples = round(space.seconds * SAMPLE_RATE)
+    # Used again for each batch: new memory costs time.
+    sounds = np.zeros((CLIPS_PER_BATCH, synth.channels, round(space.seconds * SAMPLE_RATE)), dtype=np.float32)
     with h5py.File(aside, "w") as file:
         file.attrs.update(
             asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds
         )
         file.attrs.update(velocity=space.velocity, versions=_versions())
-        vectors = file.create_dataset("param_array", (length, space.width), np.float32)
-        mel = file.create_dataset("mel_spec", (length, *_mel_shape(synth.channels, samples)), np.float16)
-        if recipe.keep_audio:
-            kept = file.create_dataset("audio", (length, synth.channels, samples), np.float16)
+        datasets = {}
         for first in range(0, length, CLIPS_PER_BATCH):
-            rows = range(first, min(first + CLIPS_PER_BATCH, length))
-            clips = [
-                sample_clip(space, synth, recipe.seed, index * recipe.shard_size + row, recipe.loudness_floor)
-                for row in rows
-            ]
-            audio = np.stack([clip for _, _, clip in clips])
-            batch = slice(rows.start, rows.stop)
-            vectors[batch] = np.stack([space.encode(patch, note) for patch, note, _ in clips])
-            mel[batch] = log_mel(torch.from_numpy(audio)).numpy().astype(np.float16)
+            count = min(CLIPS_PER_BATCH, length - first)
+            start = index * recipe.shard_size + first
+            indices = range(start, start + count)
+            played = {}
+            clips = sample_clips(space, synth, recipe.seed, indices, recipe.loudness_floor)
+            for i, patch, note, audio in clips:
+                played[i] = patch, note
+                sounds[i - start] = audio
+            heard = torch.from_numpy(sounds[:count])
+            fields = {
+                "param_array": np.stack([space.encode(*played[i]) for i in indices]),
+                "mel_spec": log_mel(heard).half().numpy(),
+            }
             if recipe.keep_audio:
-                kept[batch] = audio.astype(np.float16)
+                fields["audio"] = heard.half().numpy()  # numpy's own conversion takes four times as long
+            for name, values in fields.items():
+                if name not in datasets:
+                    datasets[name] = file.create_dataset(name, (length, *values.shape[1:]), values.dtype)
+                datasets[name][first : first + count] = values
     os.replace(aside, path)
     return path
 
 
-def _mel_shape(channels: int, samples: int) -> tuple[int, ...]:
-    return tuple(log_mel(torch.zeros(channels, samples)).shape)
-
-
+@functools.cache
 def _versions() -> str:
     packages = ("dexed-py", "pedalboard", "torch", "librosa", "numpy")
     versions = {"synthnb": __version__, **{name: importlib.metadata.version(name) for name in packages}}

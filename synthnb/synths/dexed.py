@@ -109,7 +109,8 @@ class Dexed:
         tail = self._engine.render(
             note.pitch, note.velocity, note.end - note.start, (samples - first + 64) / SAMPLE_RATE
         )
-        audio = np.zeros((2, samples), dtype=np.float32)
+        audio = np.empty((2, samples), dtype=np.float32)
+        audio[:, :first] = 0
         audio[:, first:] = tail[: samples - first]
         return audio
 

@@ -20,8 +20,8 @@ from synthnb.space import ParameterSpace
 def checkpoint(tmp_path_factory, short_space):
     """A model that was never trained, for clips of half a second."""
     torch.manual_seed(0)
-    settings = ModelSettings(dim=32, depth=1, widths=[8, 16])
-    model = FlowModel(short_space, settings, torch.full((1, 128, 1), -40.0), torch.full((1, 128, 1), 20.0))
+    settings = ModelSettings(sound=32, dim=64, hidden=64, depth=1)
+    model = FlowModel(short_space, settings, torch.full((1, 64, 1), -40.0), torch.full((1, 64, 1), 20.0))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     return save_model(model, path, {"steps": 0, "val_loss": [[step, 1.0] for step in range(100)]})
 
@@ -127,7 +127,7 @@ def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, 
 def test_info_describes_a_checkpoint(capsys, tmp_path, checkpoint):
     text = run(capsys, "info", checkpoint)
     assert "tiny.safetensors" in text and "space 'dexed' for dexed: 145 parameters, 0.5 s" in text
-    assert '"dim": 32' in text and "steps: 0" in text
+    assert '"dim": 64' in text and "steps: 0" in text
     assert all(len(line) < 250 for line in text.splitlines())
     shutil.copy(checkpoint, broken := tmp_path / "broken.safetensors")
     broken.write_bytes(broken.read_bytes()[:100])

@@ -16,8 +16,8 @@ def checkpoint(tmp_path, short_space):
 
     def save(seed: int):
         torch.manual_seed(seed)
-        settings = ModelSettings(dim=32, depth=1, widths=[8, 16])
-        model = FlowModel(short_space, settings, torch.zeros(1, 128, 1), torch.ones(1, 128, 1))
+        settings = ModelSettings(sound=32, dim=64, hidden=64, depth=1)
+        model = FlowModel(short_space, settings, torch.zeros(1, 64, 1), torch.ones(1, 64, 1))
         return save_model(model, tmp_path / f"{seed}.safetensors", {})
 
     return save

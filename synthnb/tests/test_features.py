@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.features import FRAMES_PER_CALL, HOP, SAMPLE_RATE, log_mel
+from synthnb.features import FRAMES_PER_CALL, HOP, SAMPLE_RATE, _mel_power, _power_by_fft, log_mel
 
 
 def by_librosa(audio):
@@ -61,6 +61,33 @@ def test_a_batch_equals_single_clips(clips):
     for one, mel in zip(audio, batch):
         torch.testing.assert_close(log_mel(one), mel, rtol=0, atol=1e-4)
     torch.testing.assert_close(log_mel(audio.reshape(2, 3, 2, -1)), batch.reshape(2, 3, 2, 128, 101))
+
+
+def test_a_batch_changes_no_bit_of_a_clip(clips):
+    audio = torch.from_numpy(clips[:, :1])
+    single = torch.stack([log_mel(one) for one in audio])
+    for count in (2, 4, 6):
+        assert torch.equal(torch.cat([log_mel(part) for part in audio.split(count)]), single)
+
+
+@pytest.mark.parametrize("samples", [100, 22_050, 44_100])
+def test_processor_and_graphics_card_agree(clips, samples):
+    audio = torch.from_numpy(clips[..., -samples:].reshape(12, -1))
+    fast, by_fft = _mel_power()(audio.numpy()), _power_by_fft(audio)  # the latter runs anywhere
+    assert fast.shape == by_fft.shape == (12, 128, 1 + samples // HOP)
+    torch.testing.assert_close(fast, by_fft, rtol=1e-3, atol=1e-9 * float(by_fft.max()))
+
+
+def test_silence_before_and_after_a_sound_changes_nothing_else(clips):
+    note, gap = torch.from_numpy(clips[0, :1]), 160 * HOP  # longer than a block
+    padded = torch.nn.functional.pad(note, (gap, gap))
+    mel = log_mel(padded)
+    assert (mel[..., :158] == -80).all() and (mel[..., -158:] == -80).all()
+    torch.testing.assert_close(mel[..., 160:261], log_mel(note), rtol=0, atol=0.01)
+    for start in (gap, -1):  # a block with a single sample is not silent
+        click = torch.zeros_like(padded)
+        click[0, start] = 1e-3
+        assert log_mel(click).max() == 0
 
 
 def test_a_batch_larger_than_one_call_equals_its_parts():

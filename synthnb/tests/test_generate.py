@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.data.datamodule import BLOCK, ClipData, Clips
-from synthnb.data.generate import generate, sample_clip
+from synthnb.data.datamodule import ClipData, Clips, coarse, coarse_copy
+from synthnb.data.generate import generate, sample_clip, sample_clips
 from synthnb.data.shards import DatasetError, open_split, shard_lengths
 from synthnb.features import log_mel
 from synthnb.sound import loudness
@@ -117,6 +117,16 @@ def test_a_clip_depends_on_space_seed_and_index_alone(small, tmp_path, short_spa
     patch, note, audio = sample_clip(short_space, synth, 0, 8, -55.0)  # 4 val, 4 test: the first of train
     np.testing.assert_array_equal(split(small, "train")[0], short_space.encode(patch, note))
     np.testing.assert_array_equal(split(small, "train", "audio")[0], audio.astype(np.float16))
+
+
+def test_many_clips_are_those_sampled_one_by_one(short_space, synth):
+    floor = -12.0  # refuses many a patch
+    clips = {i: clip for i, *clip in sample_clips(short_space, synth, 3, range(20, 60), floor)}
+    assert sorted(clips) == list(range(20, 60)) and list(clips) != sorted(clips)
+    for i in range(20, 60, 3):
+        patch, note, audio = sample_clip(short_space, synth, 3, i, floor)
+        assert (patch, note) == (clips[i][0], clips[i][1]) and loudness(audio) >= floor
+        np.testing.assert_array_equal(audio, clips[i][2])
 
 
 def test_another_seed_gives_other_clips(small, tmp_path, short_space):
@@ -228,21 +238,25 @@ def test_stats_are_those_of_the_training_clips(dataset):
         np.testing.assert_allclose(stats["std"], mel.std(axis=0), atol=1e-2)
 
 
-def test_the_training_gets_the_std_of_each_band(dataset):
-    mel = split(dataset, "train", "mel_spec").astype(np.float64)
+def test_the_training_gets_the_std_of_each_coarse_band(dataset):
+    mel = coarse(torch.from_numpy(split(dataset, "train", "mel_spec")).float()).double().numpy()
     data = ClipData(dataset, 16)
-    assert data.mean.shape == data.std.shape == (1, 128, 1) and data.std.dtype == torch.float32
-    np.testing.assert_allclose(data.mean[..., 0], mel.mean(axis=(0, 3)), atol=1e-2)
-    np.testing.assert_allclose(data.std[..., 0], mel.std(axis=(0, 3)), atol=1e-2)
+    assert data.mean.shape == data.std.shape == (1, 64, 1) and data.std.dtype == torch.float32
+    np.testing.assert_allclose(data.mean[..., 0], mel.mean(axis=(0, 3)), atol=2e-2)
+    np.testing.assert_allclose(data.std[..., 0], mel.std(axis=(0, 3)), atol=2e-2)
 
 
-def test_a_band_that_never_sounds_has_a_std_to_divide_by(mine):
-    with np.load(mine / "stats.npz") as stats:
-        mean, std = stats["mean"].copy(), stats["std"].copy()
-    mean[:, -3:], std[:, -3:] = -80, 0
-    np.savez(mine / "stats.npz", mean=mean, std=std)
-    data = ClipData(mine, 4)
-    assert torch.isfinite(data.std).all() and data.std.min() > 0.01
+def test_a_changed_dataset_is_made_coarse_again(mine):
+    before = coarse_copy(mine / "train.h5").copy()
+    kept = mine / "train-coarse.npy"
+    assert kept.is_file() and before.dtype == np.float16
+    os.utime(kept, (0, 0))  # older than stats.npz, which a new dataset would have
+    np.save(kept, before + 1)
+    os.utime(kept, (0, 0))
+    np.testing.assert_array_equal(coarse_copy(mine / "train.h5"), before)
+    (mine / "stats.npz").unlink()
+    with pytest.raises(DatasetError, match="is not complete; run notebook 01_generate_data again"):
+        coarse_copy(mine / "train.h5")
 
 
 def test_a_silent_space_is_refused(tmp_path, short_space, monkeypatch):
@@ -267,11 +281,11 @@ def test_shards_hold_all_clips():
 
 def test_validation_reads_every_clip_once_in_order(short_dataset, short_space):
     batches = list(Clips(short_dataset / "train.h5", short_space, 16, endless=False))
-    assert [len(batch["mel"]) for batch in batches] == [BLOCK, BLOCK, BLOCK, 200 - 3 * BLOCK]
+    assert [len(batch["mel"]) for batch in batches] == 12 * [16] + [8]
     quantiles = torch.cat([batch["quantiles"] for batch in batches]).numpy()
     np.testing.assert_array_equal(quantiles, short_space.to_quantiles(split(short_dataset, "train")))
     mel = torch.cat([batch["mel"] for batch in batches])
-    assert mel.dtype == torch.float32 and mel.shape == (200, 1, 128, 51)
+    assert mel.dtype == torch.float32 and mel.shape == (200, 1, 64, 12)
 
 
 def test_training_shuffles_by_seed_and_sees_each_clip_once_a_pass(short_dataset, short_space):

@@ -20,8 +20,8 @@ NOTE = Note(60, 100, 0.0, 0.4)
 @pytest.fixture(scope="module")
 def matcher(short_space):
     torch.manual_seed(0)
-    settings = ModelSettings(dim=32, depth=1, widths=[8, 16])
-    model = FlowModel(short_space, settings, torch.full((1, 128, 1), -40.0), torch.full((1, 128, 1), 20.0))
+    settings = ModelSettings(sound=32, dim=64, hidden=64, depth=1)
+    model = FlowModel(short_space, settings, torch.full((1, 64, 1), -40.0), torch.full((1, 64, 1), 20.0))
     return Matcher(model.eval().requires_grad_(False), workers=1)
 
 

@@ -4,29 +4,37 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from synthnb.data.datamodule import ClipData, Clips
+from synthnb.audibility import audibility, loss_weights
+from synthnb.data.datamodule import ClipData, Clips, coarse
+from synthnb.data.shards import open_split
 from synthnb.models.checkpoint import FORMAT, CheckpointError, load_model, read_record, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.train import Progress, train
 
-TINY = ModelSettings(widths=[8, 16], dim=32, depth=1, heads=4, learning_rate=3e-3, warmup=5, steps=20)
+TINY = ModelSettings(sound=32, dim=64, hidden=64, depth=1, learning_rate=5e-3, warmup=5, steps=20)
 
 
 @pytest.fixture(scope="module")
 def batch(short_dataset, short_space):
-    first = next(iter(Clips(short_dataset / "train.h5", short_space, 8, endless=False)))
-    return {name: values[:8] for name, values in first.items()}
+    return next(iter(Clips(short_dataset / "train.h5", short_space, 8, endless=False)))
+
+
+@pytest.fixture(scope="module")
+def mels(short_dataset):
+    with open_split(short_dataset / "train.h5") as file:
+        return torch.from_numpy(file["mel_spec"][:2]).float()
 
 
 @pytest.fixture
 def model(short_dataset, short_space):
     torch.manual_seed(0)
     data = ClipData(short_dataset, 8)
-    return FlowModel(short_space, TINY, data.mean, data.std)
+    return FlowModel(short_space, TINY, data.mean, data.std).eval()
 
 
 @pytest.fixture
@@ -58,8 +66,10 @@ def test_a_few_clips_are_learnt_by_heart(model, batch):
         optimizer.step()
         schedule.step()
     after = fixed_loss(model, batch)
-    assert 1 < before < 3  # a field of about 0 leaves the variance of noise and data
-    assert after < 0.75 * before
+    assert (
+        0.4 < before < 0.8
+    )  # the linear guess; a field of 0 would leave the variance of noise and data, 1.3
+    assert after < 0.8 * before
 
 
 def test_every_weight_learns(model, batch):
@@ -98,40 +108,38 @@ def test_rows_of_a_batch_do_not_mix(model, batch, short_space):
     generator = torch.Generator().manual_seed(2)
     x, t = torch.randn(8, short_space.width, generator=generator), torch.rand(8, generator=generator)
     with torch.no_grad():
-        tokens, summary = model.hear(batch["mel"])
-        velocity = model.field(x, t, model.field.hear(tokens), summary)
+        velocity = model.field(x, t, model.field.hear(model.hear(batch["mel"])))
         assert velocity.shape == x.shape
         for rows in ([5], [0, 3]):
-            tokens, summary = model.hear(batch["mel"][rows])
-            alone = model.field(x[rows], t[rows], model.field.hear(tokens), summary)
+            alone = model.field(x[rows], t[rows], model.field.hear(model.hear(batch["mel"][rows])))
             torch.testing.assert_close(alone, velocity[rows], rtol=1e-4, atol=1e-5)
 
 
-def test_samples_are_vectors_of_the_space_and_follow_the_seed(model, batch, short_space):
+def test_samples_are_vectors_of_the_space_and_follow_the_seed(model, mels, short_space):
     state = torch.get_rng_state()
-    drawn = model.sample(batch["mel"][0], 6, steps=3)
+    drawn = model.sample(mels[0], 6, steps=3)
     assert drawn.shape == (6, short_space.width) and drawn.dtype == np.float32
     assert drawn.min() >= 0 and drawn.max() <= 1
     for vector in drawn:
         patch, note = short_space.decode(vector)
         short_space.check(patch)
         short_space.encode(patch, note)
-    np.testing.assert_array_equal(drawn, model.sample(batch["mel"][0], 6, steps=3))
-    assert (drawn != model.sample(batch["mel"][0], 6, steps=3, seed=1)).any(axis=1).all()
-    assert (drawn != model.sample(batch["mel"][1], 6, steps=3)).any()
+    np.testing.assert_array_equal(drawn, model.sample(mels[0], 6, steps=3))
+    assert (drawn != model.sample(mels[0], 6, steps=3, seed=1)).any(axis=1).all()
+    assert (drawn != model.sample(mels[1], 6, steps=3)).any()
     assert (torch.get_rng_state() == state).all()
 
 
-def test_a_guidance_of_one_is_the_conditional_flow(model, batch, calls, short_space):
+def test_a_guidance_of_one_is_the_conditional_flow(model, mels, calls, short_space):
     with torch.no_grad():
         x = torch.randn(4, short_space.width, generator=torch.Generator().manual_seed(7))
-        tokens, summary = model.hear(batch["mel"][:1].expand(4, -1, -1, -1))
-        heard = model.field.hear(tokens)
+        x = 0.5 * x
+        heard = model.field.hear(model.hear(coarse(mels[:1]).expand(4, -1, -1, -1)))
         for step in range(5):
-            x = x + model.field(x, torch.full((4,), step / 5), heard, summary) / 5
+            x = x + model.field(x, torch.full((4,), step / 5), heard) / 5
     expected = ((x + 1) / 2).clamp(0, 1).numpy()
     calls.clear()
-    drawn = model.sample(batch["mel"][0], 4, steps=5, guidance=1.0, seed=7)
+    drawn = model.sample(mels[0], 4, steps=5, guidance=1.0, temperature=0.5, seed=7)
     assert calls == [(0.0, 4), (0.2, 4), (0.4, 4), (0.6, 4), (0.8, 4)]
     categorical = [short_space.columns[p.name] for p in short_space if p.kind == "categorical"]
     for block in categorical:
@@ -140,8 +148,8 @@ def test_a_guidance_of_one_is_the_conditional_flow(model, batch, calls, short_sp
     assert away.mean() < 0.02  # a value on the edge between two steps may fall on either side
 
 
-def test_guidance_acts_inside_its_interval_only(model, batch, calls):
-    mel = batch["mel"][0]
+def test_guidance_acts_inside_its_interval_only(model, mels, calls):
+    mel = mels[0]
     plain = model.sample(mel, 3, steps=4, guidance=1.0)
     np.testing.assert_array_equal(model.sample(mel, 3, steps=4, guidance=5.0, interval=(2.0, 3.0)), plain)
     calls.clear()
@@ -150,22 +158,22 @@ def test_guidance_acts_inside_its_interval_only(model, batch, calls):
     assert (guided != plain).any()
 
 
-def test_midpoint_looks_half_a_step_ahead(model, batch, calls):
-    euler = model.sample(batch["mel"][0], 3, steps=2, guidance=1.0)
+def test_midpoint_looks_half_a_step_ahead(model, mels, calls):
+    euler = model.sample(mels[0], 3, steps=2, guidance=1.0)
     calls.clear()
-    midpoint = model.sample(batch["mel"][0], 3, steps=2, guidance=1.0, midpoint=True)
+    midpoint = model.sample(mels[0], 3, steps=2, guidance=1.0, midpoint=True)
     assert calls == [(0.0, 3), (0.25, 3), (0.5, 3), (0.75, 3)]
     assert (euler != midpoint).any()
 
 
-def test_a_sound_is_encoded_once(model, batch, monkeypatch):
+def test_a_sound_is_encoded_once(model, mels, monkeypatch):
     rows, encode = [], model.encoder.forward
     monkeypatch.setattr(model.encoder, "forward", lambda mel: (rows.append(len(mel)), encode(mel))[1])
-    model.sample(batch["mel"][0], 5, steps=3)
+    model.sample(mels[0], 5, steps=3)
     assert rows == [1]
 
 
-def test_a_checkpoint_describes_itself_and_gives_the_same_samples(model, batch, tmp_path):
+def test_a_checkpoint_describes_itself_and_gives_the_same_samples(model, mels, tmp_path):
     record = {"steps": 20, "val_loss": [[4, 1.5]], "clips": 200}
     path = save_model(model, tmp_path / "new" / "model.safetensors", record)
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
@@ -179,13 +187,11 @@ def test_a_checkpoint_describes_itself_and_gives_the_same_samples(model, batch, 
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, weights[name], rtol=2**-11, atol=2**-24)
 
-    before = model.space.to_quantiles(model.sample(batch["mel"][0], 8, steps=4))
-    after = model.space.to_quantiles(loaded.sample(batch["mel"][0], 8, steps=4))
+    before = model.space.to_quantiles(model.sample(mels[0], 8, steps=4))
+    after = model.space.to_quantiles(loaded.sample(mels[0], 8, steps=4))
     assert np.mean(np.abs(before - after) > 0.02) < 0.02
     model.load_state_dict({name: value.half().float() for name, value in weights.items()})
-    np.testing.assert_array_equal(
-        model.sample(batch["mel"][0], 8, steps=4), loaded.sample(batch["mel"][0], 8, steps=4)
-    )
+    np.testing.assert_array_equal(model.sample(mels[0], 8, steps=4), loaded.sample(mels[0], 8, steps=4))
 
 
 def test_a_missing_checkpoint_is_refused(tmp_path):
@@ -249,7 +255,9 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
                 Progress, "on_train_start", lambda p, t, m: (steps.append(t.global_step), start(p, t, m))
             )
             try:
-                return steps, train(short_dataset, folder, TINY, batch_size=16, validate_every=4)
+                return steps, train(
+                    short_dataset, folder, TINY, batch_size=16, validate_every=4, audible_patches=1
+                )
             except Unplugged:
                 return steps, None
 
@@ -262,15 +270,17 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
     assert started == [16]
 
     assert sorted(file.name for file in moved.iterdir() if file.is_file()) == [
+        "audibility.csv",
         "last.ckpt",
         "model.safetensors",
+        "settings.json",
     ]
     assert torch.load(moved / "last.ckpt", weights_only=False)["global_step"] == 20
     assert list(tmp_path.iterdir()) == [moved]  # nothing beside it
     assert list(curves.columns) == ["step", "train_loss", "val_loss"]
     validated = curves.dropna(subset="val_loss")
     assert validated["step"].tolist() == [3, 7, 11, 15, 19]
-    assert validated["val_loss"].is_monotonic_decreasing and validated["val_loss"].between(0.1, 3).all()
+    assert validated["val_loss"].between(0.1, 1).all()
     assert curves["train_loss"].notna().any()
 
     record = read_record(path)
@@ -287,11 +297,40 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
         torch.testing.assert_close(value, model.state_dict()[name])
 
 
+def test_a_training_is_not_resumed_with_other_settings(tmp_path, short_dataset):
+    settings = dataclasses.replace(TINY, steps=2)
+    kept = {**dataclasses.asdict(settings), "learning_rate": 1.0, "batch_size": 16, "seed": 0}
+    (tmp_path / "settings.json").write_text(json.dumps(kept))
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(
+        ValueError, match=r"begun with learning_rate = 1.0, not 0.005; use another folder, or remove"
+    ):
+        train(short_dataset, tmp_path, settings, batch_size=16)
+    assert json.loads((tmp_path / "settings.json").read_text()) == kept
+
+
+def test_what_is_heard_weighs_more(short_space):
+    audible = audibility(short_space, patches=2, workers=1)
+    assert list(audible.index) == [p.name for p in short_space]
+    assert (audible >= 0).all() and audible["pitch"] > 3 and audible["pitch"] > 3 * audible["op1_breakpoint"]
+    pd.testing.assert_series_equal(audible, audibility(short_space, patches=2, workers=1))
+    weights = loss_weights(short_space, audible)
+    assert weights.shape == (short_space.width,) and weights.mean().item() == pytest.approx(1)
+    per_parameter = {p.name: weights[short_space.columns[p.name]].sum().item() for p in short_space}
+    scalars = [p.name for p in short_space if p.kind != "categorical"]
+    order = audible[scalars].sort_values().index
+    assert [per_parameter[name] for name in order] == sorted(per_parameter[name] for name in scalars)
+    least, most = (min(per_parameter.values()), max(per_parameter[name] for name in scalars))
+    assert 0 < least < most / 3
+
+
 def test_a_fresh_training_forgets_the_curves_of_another(short_dataset, tmp_path):
     settings = dataclasses.replace(TINY, steps=2)
     stale = tmp_path / "curves-0000016" / "metrics.csv"
     stale.parent.mkdir()
     stale.write_text("step,train_loss,val_loss\n1,7.0,7.0\n19,7.0,7.0\n")
-    path, curves = train(short_dataset, tmp_path, settings, batch_size=16, validate_every=2, seed=3)
+    path, curves = train(
+        short_dataset, tmp_path, settings, batch_size=16, validate_every=2, seed=3, audible_patches=1
+    )
     assert curves["step"].max() == 1 and curves[["train_loss", "val_loss"]].max().max() < 7
     assert read_record(path)["seed"] == 3

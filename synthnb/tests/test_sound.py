@@ -14,6 +14,7 @@ from synthnb.sound import (
     check_sound,
     decode_sound,
     find_onset,
+    is_as_loud_as,
     loudness,
     prepare,
     read_sound,
@@ -462,6 +463,21 @@ def test_loudness_of_less_than_a_block():
 def test_loudness_does_not_care_for_silence_around_the_note():
     note = after(0.3, pluck(3.0, decay=10.0)).astype(np.float32)
     assert loudness(np.pad(note, ((0, 0), (0, 8 * SAMPLE_RATE)))) == pytest.approx(loudness(note), abs=0.3)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4, 1.0, 4.0])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_as_loud_as_is_told_by_the_loudness(seconds, channels):
+    steady = noise(np.empty((channels, round(seconds * SAMPLE_RATE))), 0.01)
+    decaying = steady * np.exp(-np.arange(steady.shape[1]) / 2000)
+    late = steady * (np.arange(steady.shape[1]) > 0.9 * steady.shape[1])
+    for audio in (steady, decaying, late, 1e-3 * steady, 0 * steady):
+        level = loudness(audio)
+        floors = [-90, -70, -55, -40, 0] + [level + step for step in (-20, -5, -0.01, 0.01, 5)] * (
+            level > -100
+        )
+        for floor in floors:
+            assert is_as_loud_as(audio, floor) == (level >= floor), (level, floor)
 
 
 # Writing

@@ -19,8 +19,8 @@ from synthnb.widgets import SHOWN, MatchApp, download, players
 def checkpoint(tmp_path_factory, short_space):
     """A model that was never trained, for clips of half a second."""
     torch.manual_seed(0)
-    settings = ModelSettings(dim=32, depth=1, widths=[8, 16])
-    model = FlowModel(short_space, settings, torch.full((1, 128, 1), -40.0), torch.full((1, 128, 1), 20.0))
+    settings = ModelSettings(sound=32, dim=64, hidden=64, depth=1)
+    model = FlowModel(short_space, settings, torch.full((1, 64, 1), -40.0), torch.full((1, 64, 1), 20.0))
     return save_model(model, tmp_path_factory.mktemp("model") / "tiny.safetensors", {})
 
 

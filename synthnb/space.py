@@ -57,7 +57,7 @@ class Parameter:
     Args:
         kind: `continuous`, `integer` (both `low` to `high`) or `categorical` (`choices`).
         default: the natural value of the synth's initial patch.
-        module: the part of the synth it belongs to (`op1`, `lfo`); the model makes one token per module.
+        module: the part of the synth it belongs to (`op1`, `lfo`).
         prior: `None` (uniform) or one of
             `{"histogram": [w, ...]}`, equal bins over the range, one per value for an integer, one per choice;
             `{"beta": [a, b]}` over the range. Either may add `"default_share": p`, the probability of the default,
@@ -305,15 +305,6 @@ class ParameterSpace:
         """Where each parameter, and the note's `pitch`, `start`, `end`, lies in a vector."""
         ends = np.cumsum([p.width for p in self])
         return {p.name: slice(int(end) - p.width, int(end)) for p, end in zip(self, ends)}
-
-    @functools.cached_property
-    def modules(self) -> dict[str, np.ndarray]:
-        """Module name to the vector columns of its parameters, in order of appearance; `note` is the last."""
-        columns: dict[str, list[int]] = {}
-        for p in self:
-            at = self.columns[p.name]
-            columns.setdefault(p.module, []).extend(range(at.start, at.stop))
-        return {name: np.array(index) for name, index in columns.items()}
 
     @functools.cached_property
     def width(self) -> int:

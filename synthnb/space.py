@@ -307,6 +307,15 @@ class ParameterSpace:
         return {p.name: slice(int(end) - p.width, int(end)) for p, end in zip(self, ends)}
 
     @functools.cached_property
+    def modules(self) -> dict[str, np.ndarray]:
+        """Module name to the vector columns of its parameters, in order of appearance; `note` is the last."""
+        columns: dict[str, list[int]] = {}
+        for p in self:
+            at = self.columns[p.name]
+            columns.setdefault(p.module, []).extend(range(at.start, at.stop))
+        return {name: np.array(index) for name, index in columns.items()}
+
+    @functools.cached_property
     def width(self) -> int:
         """Length of a vector."""
         return sum(p.width for p in self)

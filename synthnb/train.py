@@ -20,7 +20,6 @@ from synthnb.audibility import audibility, loss_weights
 from synthnb.data.datamodule import ClipData
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
-from synthnb.space import ParameterSpace
 
 EMA_DECAY = 0.999  # a short training averages over fewer steps: the last tenth, roughly
 
@@ -82,11 +81,15 @@ def train(
     """
     out = Path(out)
     last = out / "last.ckpt"
-    _same_settings(out, {**asdict(settings), "batch_size": batch_size, "seed": seed}, last.is_file())
+    run = {"batch_size": batch_size, "seed": seed, "audible_patches": audible_patches}
+    _same_settings(out, {**asdict(settings), **run}, last.is_file())
     lightning.seed_everything(seed, verbose=False)
     skip = torch.load(last, weights_only=False, map_location="cpu")["global_step"] if last.is_file() else 0
     data = ClipData(folder, batch_size, workers, seed, skip)
-    weights = loss_weights(data.space, _audibility(out, data.space, audible_patches, seed))
+    audible = out / "audibility.csv"
+    if not skip:
+        audibility(data.space, audible_patches, seed).to_csv(audible, index_label="parameter")
+    weights = loss_weights(data.space, pd.read_csv(audible, index_col="parameter")["dB"])
     model = FlowModel(data.space, settings, data.mean, data.std, weights)
     progress = Progress()
     decay = min(EMA_DECAY, max(0.0, 1 - 10 / settings.steps))
@@ -131,13 +134,6 @@ def train(
         "val_loss": curves[["step", "val_loss"]].dropna().round(4).values.tolist(),
     }
     return save_model(model, out / "model.safetensors", record), curves
-
-
-def _audibility(out: Path, space: ParameterSpace, patches: int, seed: int) -> pd.Series:
-    path = out / "audibility.csv"
-    if not path.is_file():
-        audibility(space, patches, seed).to_csv(path, index_label="parameter")
-    return pd.read_csv(path, index_col="parameter")["dB"]
 
 
 def _same_settings(out: Path, settings: dict, resumed: bool) -> None:

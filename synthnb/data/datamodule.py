@@ -58,6 +58,7 @@ def coarse_copy(path: str | Path) -> np.ndarray:
         np.save(aside, copy)
         aside.replace(kept)
     except OSError:
+        aside.unlink(missing_ok=True)
         return copy
     return np.load(kept, mmap_mode="r")
 
@@ -132,11 +133,9 @@ class ClipData(lightning.LightningDataModule):
             raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}{each}")
         mel = coarse_copy(self.folder / "train.h5")
         sample = torch.from_numpy(mel[:: -(-len(mel) // MEASURED)].astype(np.float32))
-        self.frames = sample.shape[-1]
         self.mean = sample.mean(dim=(0, 3))[..., None]
-        self.std = sample.std(dim=(0, 3))[..., None].clamp_min(
-            1.0
-        )  # a band that never sounds would have none
+        std = sample.std(dim=(0, 3))[..., None]
+        self.std = std.clamp_min(1.0)  # a band that never sounds would have none
 
     def train_dataloader(self) -> DataLoader:
         clips = Clips(self.folder / "train.h5", self.space, self.batch_size, True, self.seed, self.skip)

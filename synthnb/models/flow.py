@@ -108,9 +108,8 @@ class FlowModel(lightning.LightningModule):
         self.log("val_loss", self.loss(batch, generator), batch_size=len(batch["mel"]))
 
     def on_before_optimizer_step(self, _) -> None:
-        nn.utils.clip_grad_norm_(
-            self.parameters(), 1.0
-        )  # here, for Lightning doesn't clip for a fused optimizer
+        # Here, for Lightning does not clip for a fused optimizer.
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
 
     def configure_optimizers(self):
         s = self.settings

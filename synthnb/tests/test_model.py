@@ -16,7 +16,7 @@ from synthnb.models.checkpoint import FORMAT, CheckpointError, load_model, read_
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.train import Progress, train
 
-TINY = ModelSettings(sound=32, dim=64, hidden=64, depth=1, learning_rate=5e-3, warmup=5, steps=20)
+TINY = ModelSettings(sound=32, dim=64, hidden=64, depth=1, learning_rate=1e-3, warmup=5, steps=20)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def fixed_loss(model, batch):
 
 
 def test_a_few_clips_are_learnt_by_heart(model, batch):
+    model.settings = dataclasses.replace(TINY, learning_rate=1e-2)
     before = fixed_loss(model, batch)
     setup = model.configure_optimizers()
     optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
@@ -66,10 +67,8 @@ def test_a_few_clips_are_learnt_by_heart(model, batch):
         optimizer.step()
         schedule.step()
     after = fixed_loss(model, batch)
-    assert (
-        0.4 < before < 0.8
-    )  # the linear guess; a field of 0 would leave the variance of noise and data, 1.3
-    assert after < 0.8 * before
+    assert 0.4 < before < 0.8  # the linear guess; a field of 0 would leave the variance of noise and data
+    assert after < 0.75 * before
 
 
 def test_every_weight_learns(model, batch):
@@ -280,7 +279,7 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
     assert list(curves.columns) == ["step", "train_loss", "val_loss"]
     validated = curves.dropna(subset="val_loss")
     assert validated["step"].tolist() == [3, 7, 11, 15, 19]
-    assert validated["val_loss"].between(0.1, 1).all()
+    assert validated["val_loss"].is_monotonic_decreasing and validated["val_loss"].between(0.1, 3).all()
     assert curves["train_loss"].notna().any()
 
     record = read_record(path)
@@ -299,11 +298,11 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
 
 def test_a_training_is_not_resumed_with_other_settings(tmp_path, short_dataset):
     settings = dataclasses.replace(TINY, steps=2)
-    kept = {**dataclasses.asdict(settings), "learning_rate": 1.0, "batch_size": 16, "seed": 0}
+    kept = {**dataclasses.asdict(settings), "learning_rate": 1.0}
     (tmp_path / "settings.json").write_text(json.dumps(kept))
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(
-        ValueError, match=r"begun with learning_rate = 1.0, not 0.005; use another folder, or remove"
+        ValueError, match=r"begun with learning_rate = 1.0, not 0.001; use another folder, or remove"
     ):
         train(short_dataset, tmp_path, settings, batch_size=16)
     assert json.loads((tmp_path / "settings.json").read_text()) == kept
@@ -324,13 +323,16 @@ def test_what_is_heard_weighs_more(short_space):
     assert 0 < least < most / 3
 
 
-def test_a_fresh_training_forgets_the_curves_of_another(short_dataset, tmp_path):
+def test_a_fresh_training_forgets_the_curves_of_another(short_dataset, tmp_path, short_space):
     settings = dataclasses.replace(TINY, steps=2)
     stale = tmp_path / "curves-0000016" / "metrics.csv"
     stale.parent.mkdir()
     stale.write_text("step,train_loss,val_loss\n1,7.0,7.0\n19,7.0,7.0\n")
+    other = pd.Series(7.0, index=[p.name for p in short_space], name="dB")
+    other.to_csv(tmp_path / "audibility.csv", index_label="parameter")
     path, curves = train(
         short_dataset, tmp_path, settings, batch_size=16, validate_every=2, seed=3, audible_patches=1
     )
+    assert pd.read_csv(tmp_path / "audibility.csv")["dB"].nunique() > 50  # measured again
     assert curves["step"].max() == 1 and curves[["train_loss", "val_loss"]].max().max() < 7
     assert read_record(path)["seed"] == 3

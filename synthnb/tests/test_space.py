@@ -136,6 +136,8 @@ def test_a_vector_holds_one_hot_blocks_and_linear_scalars(every):
     for name, unit in [("integer_uniform", 1), ("real_uniform", 0.5), ("integer_histogram", 0.25)]:
         assert vector[at[name]].tolist() == [unit]
     np.testing.assert_allclose(vector[-3:], [1, 1, 0.5], rtol=1e-6)
+    covered = np.concatenate(list(every.modules.values()))
+    assert sorted(covered) == list(range(every.width)) and list(every.modules) == ["a", "b", "c", "note"]
 
 
 def test_decoding_rounds_and_never_truncates(space):

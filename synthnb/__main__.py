@@ -27,7 +27,9 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("sound", type=Path, help="wav, flac, mp3, ogg or aiff; its first note is matched")
     c.add_argument("--out", type=Path, required=True, help="folder for preset, sounds, picture and numbers")
     c.add_argument("--model", default="dexed", help="checkpoint: a name, or the path of a .safetensors file")
-    c.add_argument("--candidates", type=_count, default=32, help="patches that the flow proposes (32)")
+    c.add_argument(
+        "--candidates", type=_count, default=32, help="patches that are tried before refining (32)"
+    )
     c.add_argument("--seconds", type=_seconds, default=30.0, help="time for refining the best of them (30)")
     c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     c.add_argument("--name", help="of the preset (the sound's file name)")
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--space", default="dexed", help="what patches are drawn from (dexed)")
     for split, clips in (("train", 1000), ("val", 100), ("test", 100)):
         c.add_argument(f"--{split}", type=int, default=clips, help=f"{split} clips ({clips})")
+    c.add_argument("--edits", type=int, default=1, help="of every clip that is drawn, which follow it (1)")
     c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     c.add_argument("--no-audio", action="store_true", help="keep the features only: a third of the size")
     _add_workers(c)
@@ -153,6 +156,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.test,
         seed=arguments.seed,
         keep_audio=not arguments.no_audio,
+        edits=arguments.edits,
         workers=arguments.workers,
         progress=sys.stderr.isatty(),
     )

@@ -20,9 +20,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from synthnb.data.datamodule import coarse, coarse_copy
 from synthnb.data.shards import open_split
+from synthnb.edits import edit
 from synthnb.features import log_mel
-from synthnb.match import Matcher, gain, score
+from synthnb.library import cells
+from synthnb.match import FROM_NOISE, Matcher, gain, score
 from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
 from synthnb.models.checkpoint import checkpoint_path, load_model
 from synthnb.sound import prepare, read_sound
@@ -30,16 +33,18 @@ from synthnb.space import Note, ParameterSpace
 from synthnb.synths import open_synth
 
 CANDIDATES = 32
-SYSTEMS = (
-    "default patch",
-    "best of 32 random",
-    "nearest neighbour",
-    "best of 32 neighbours",
-    "flow, one sample",
-    "flow, best of 32",
-    "flow, refined",
-)
-COARSE = (4, 8)  # mel bands and frames that retrieval averages into one cell
+SYSTEMS = {
+    "default patch": "the synth's initial patch",
+    "best of 32 random": "patches drawn from the prior",
+    "nearest neighbour": "the training clip that sounds most like the target",
+    "best of 32 neighbours": "the 32 that sound most like it",
+    "random edits, best of 32": "like the flow's, but the edits are drawn without listening",
+    "flow, one sample": "the flow's first, from noise",
+    "flow from noise, best of 32": "32 of those",
+    "flow, best of 32": "what a match proposes: 8 of the model's library, then 24 edits of the best so far by the flow",
+    "flow, refined": "the best of those, refined",
+}
+REFINED = "flow, refined"
 CHUNK = 4096  # training clips compared at once
 
 
@@ -56,10 +61,11 @@ class Target:
 
 
 def held_out_clips(folder: str | Path, count: int) -> list[Target]:
-    """The first `count` test clips of a dataset, rendered again from their parameters."""
+    """The first `count` test clips of a dataset that were drawn from the prior, rendered from their parameters."""
     with open_split(Path(folder) / "test.h5") as file:
         space = ParameterSpace.parse(file.attrs["space"])
-        vectors = file["param_array"][:count]
+        family = 1 + int(file.attrs.get("edits", 0))
+        vectors = file["param_array"][::family][:count]
     synth = open_synth(space.synth)
     return [
         Target(f"clip {i}", synth.render(*space.decode(vector), space.seconds)[: synth.channels])
@@ -92,7 +98,7 @@ def recordings_as_targets(paths: Sequence[str | Path], space: ParameterSpace) ->
 
 
 class Retrieval:
-    """Nearest neighbours among the training clips, by mean absolute difference of coarse log-mel spectrograms.
+    """Nearest neighbours among all training clips, by mean absolute difference of their spectrograms' `cells`.
 
     The index, float16 `(clips, cells)`, is made once for a dataset and kept in `cache`.
     """
@@ -101,35 +107,31 @@ class Retrieval:
         self.folder = Path(folder)
         with open_split(self.folder / "train.h5") as file:
             vectors = file["param_array"]
-            self.digest = hashlib.sha256(vectors[:64].tobytes() + str(vectors.shape).encode()).hexdigest()[
-                :12
-            ]
+            text = vectors[:64].tobytes() + str(vectors.shape).encode()
+        self.digest = hashlib.sha256(text).hexdigest()[:12]
         path = Path(cache) / f"index-{self.digest}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open_split(self.folder / "train.h5") as file:
-                mel = file["mel_spec"]
-                parts = [_coarse(mel[first : first + CHUNK]) for first in range(0, len(mel), CHUNK)]
+            mel = coarse_copy(self.folder / "train.h5")
+            parts = [
+                cells(torch.from_numpy(np.array(mel[first : first + CHUNK]))).half()
+                for first in range(0, len(mel), CHUNK)
+            ]
             aside = path.with_suffix(".partial.npy")
-            np.save(aside, np.concatenate(parts))
+            np.save(aside, torch.cat(parts).numpy())
             aside.replace(path)
-        self.index = np.load(path, mmap_mode="r")
+        self.index = np.load(path, mmap_mode="c")  # no copy is written; only so does torch take it
 
-    def nearest(self, mel: np.ndarray, count: int) -> np.ndarray:
+    def nearest(self, mel: torch.Tensor, count: int) -> np.ndarray:
         """Vectors `(count, width)` of the training clips nearest to a spectrogram `(channels, bands, frames)`."""
-        query = _coarse(mel[None])[0].astype(np.float32)
+        query = cells(coarse(mel[None]))
         gaps = [
-            np.abs(self.index[first : first + CHUNK] - query).mean(axis=1)
+            (torch.from_numpy(self.index[first : first + CHUNK]).float() - query).abs().mean(dim=1)
             for first in range(0, len(self.index), CHUNK)
         ]
-        order = np.argsort(np.concatenate(gaps), kind="stable")[:count]
+        order = torch.cat(gaps).argsort(stable=True)[:count].tolist()
         with open_split(self.folder / "train.h5") as file:
-            return np.stack([file["param_array"][int(i)] for i in order])
-
-
-def _coarse(mel: np.ndarray) -> np.ndarray:
-    pooled = torch.nn.functional.avg_pool2d(torch.from_numpy(np.asarray(mel)).float(), COARSE)
-    return pooled.flatten(1).numpy().astype(np.float16)
+            return np.stack([file["param_array"][i] for i in order])
 
 
 def evaluate(
@@ -159,28 +161,32 @@ def evaluate(
     dataset = Retrieval(folder, out.parent).digest  # makes the index, before processes share it
     weights = hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()[:12]
 
-    def key(index: int, target: Target) -> dict:
-        """All that the result for a target depends on."""
-        budget = seconds if refined is None or index < refined else 0.0
+    def key(target: Target) -> dict:
+        """All that the results for a target depend on, but for the time to refine."""
         sound = hashlib.sha256(target.audio.tobytes()).hexdigest()[:12]
-        return {
-            "model": weights,
-            "dataset": dataset,
-            "sound": sound,
-            "seconds": budget,
-            "seed": seed,
-            **sampling,
-        }
+        return {"model": weights, "dataset": dataset, "sound": sound, "seed": seed, **sampling}
 
-    jobs = [(i, target) for i, target in enumerate(targets) if _read(out, i).get("key") != key(i, target)]
+    budgets = [seconds if refined is None or i < refined else 0.0 for i in range(len(targets))]
+    jobs = []
+    for i, target in enumerate(targets):
+        kept = _read(out, i)
+        if kept.get("key") != key(target) or (budgets[i] and kept.get("seconds") != budgets[i]):
+            jobs.append((i, target))
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
     work = pool(
-        joblib.delayed(_evaluate_one)(checkpoint, folder, out, i, target, key(i, target), sampling)
+        joblib.delayed(_evaluate_one)(checkpoint, folder, out, i, target, key(target), budgets[i], sampling)
         for i, target in jobs
     )
     for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
         pass
-    return pd.DataFrame([row for i in range(len(targets)) for row in _read(out, i)["rows"]])
+    return pd.DataFrame(
+        [
+            row
+            for i, budget in enumerate(budgets)
+            for row in _read(out, i)["rows"]
+            if budget or row["system"] != REFINED
+        ]
+    )
 
 
 def _read(out: Path, index: int) -> dict:
@@ -196,23 +202,52 @@ def _result(out: Path, index: int) -> Path:
 _loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
 
 
-def _evaluate_one(checkpoint, folder, out, index, target, key, sampling) -> None:
+def _evaluate_one(checkpoint, folder, out, index, target, key, seconds, sampling) -> None:
     opened = (key["model"], key["dataset"])
     if opened not in _loaded:
         torch.set_num_threads(1)
         _loaded[opened] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
     matcher, retrieval = _loaded[opened]
-    rows = _match_by_all(matcher, retrieval, target, key["seconds"], [key["seed"], index], sampling)
+    result = _read(out, index)
+    if result.get("key") != key:
+        rows, best = _match_by_all(matcher, retrieval, target, [key["seed"], index], sampling)
+        result = {"key": key, "seconds": 0.0, "rows": rows, "best": best}
+    if seconds and result["seconds"] != seconds:
+        rows = [row for row in result["rows"] if row["system"] != REFINED]
+        result |= {"seconds": seconds, "rows": [*rows, _refined(matcher, target, result["best"], seconds)]}
     path = _result(out, index)
     aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps({"key": key, "rows": rows}))
+    aside.write_text(json.dumps(result))
     aside.replace(path)
 
 
-def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[dict]:
+def _row(matcher, target, audio, system, vector, value, renders, start) -> dict:
+    """A row of the table; `start` is None if it was not timed alone."""
+    elapsed = None if start is None else round(time.perf_counter() - start, 2)
+    render = matcher.synth.render(*matcher.space.decode(vector), matcher.space.seconds)[: len(audio)]
+    if (
+        target.recorded or np.abs(audio).max() > np.abs(target.audio).max()
+    ):  # its level means nothing, or was raised
+        render = render * gain(audio, render)
+    row = {"target": target.name, "system": system, **all_metrics(audio, render)}
+    return {**row, "distance": float(value), "renders": renders, "seconds": elapsed}
+
+
+def _refined(matcher, target, best, seconds) -> dict:
+    audio = matcher.prepare_target(target.audio)
+    vector, value, renders = np.array(best["vector"], dtype=np.float32), best["distance"], CANDIDATES
+    start = time.perf_counter()
+    for population, measured in matcher.refine(Distance(audio), vector, start + seconds, best["seed"]):
+        renders += len(population)
+        if measured.min() < value:
+            vector, value = population[measured.argmin()], measured.min()
+    return _row(matcher, target, audio, REFINED, vector, value, renders, start)
+
+
+def _match_by_all(matcher, retrieval, target, seed, sampling) -> tuple[list[dict], dict]:
+    """The rows of all systems but the refined one, and where refining is to begin."""
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
-    raised = np.abs(audio).max() > np.abs(target.audio).max()  # it was too quiet to be measured as it is
     distance = Distance(audio)
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))
@@ -221,26 +256,30 @@ def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[d
         pitch, begin, end = (space[name].default for name in ("pitch", "start", "end"))
         return space.encode(space.default_patch, Note(pitch, space.velocity, begin, end))[None]
 
-    candidates = {
+    def at_random(_, vector: np.ndarray, count: int, seed: int) -> np.ndarray:
+        edits = np.random.default_rng([flow_seed, seed])
+        return np.stack([space.encode(*edit(space, *space.decode(vector), edits)) for _ in range(count)])
+
+    mel = log_mel(torch.from_numpy(audio))
+    draws = {
         "default patch": default,
         "best of 32 random": lambda: np.stack([space.encode(*space.sample(rng)) for _ in range(CANDIDATES)]),
-        "best of 32 neighbours": lambda: retrieval.nearest(
-            log_mel(torch.from_numpy(audio)).numpy(), CANDIDATES
+        "best of 32 neighbours": lambda: retrieval.nearest(mel, CANDIDATES),
+        "flow from noise, best of 32": lambda: matcher.model.sample(
+            mel, CANDIDATES, seed=flow_seed, **FROM_NOISE
         ),
-        "flow, best of 32": lambda: matcher.propose(audio, CANDIDATES, flow_seed, **sampling),
     }
-    firsts = {"best of 32 neighbours": "nearest neighbour", "flow, best of 32": "flow, one sample"}
+    searches = {"random edits, best of 32": {"edit": at_random}, "flow, best of 32": sampling}
+    firsts = {
+        "best of 32 neighbours": "nearest neighbour",
+        "flow from noise, best of 32": "flow, one sample",
+    }
     rows = []
 
     def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float | None) -> None:
-        elapsed = None if start is None else round(time.perf_counter() - start, 2)  # None: not timed alone
-        render = synth.render(*space.decode(vector), space.seconds)[: len(audio)]
-        if target.recorded or raised:
-            render = render * gain(audio, render)
-        row = {"target": target.name, "system": system, **all_metrics(audio, render)}
-        rows.append({**row, "distance": float(value), "renders": renders, "seconds": elapsed})
+        rows.append(_row(matcher, target, audio, system, vector, value, renders, start))
 
-    for system, draw in candidates.items():
+    for system, draw in draws.items():
         start = time.perf_counter()
         vectors = draw()
         values = score(space, synth, distance, vectors)
@@ -248,15 +287,13 @@ def _match_by_all(matcher, retrieval, target, seconds, seed, sampling) -> list[d
         keep(system, vectors[best], values[best], len(vectors), start)
         if system in firsts:
             keep(firsts[system], vectors[0], values[0], 1, None)
-    if seconds:
-        vector, value, renders = vectors[best], values[best], len(vectors)  # the flow's
+    for system, how in searches.items():
         start = time.perf_counter()
-        for population, measured in matcher.refine(distance, vector, start + seconds, flow_seed):
-            renders += len(population)
-            if measured.min() < value:
-                vector, value = population[measured.argmin()], measured.min()
-        keep("flow, refined", vector, value, renders, start)
-    return rows
+        _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, **how))
+        vectors, values = np.concatenate(vectors), np.concatenate(values)
+        best = int(values.argmin())
+        keep(system, vectors[best], values[best], len(vectors), start)
+    return rows, {"vector": vectors[best].tolist(), "distance": float(values[best]), "seed": flow_seed}
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Match a sound: propose patches with the flow, render and rank them, refine the best, keep every result.
+"""Match a sound: find patches that are near, let the flow edit them, refine the best, keep every result.
 
 matcher = Matcher(load_model("dexed"))
 match = matcher.match(prepare(read_sound("bass.wav")))
@@ -8,6 +8,7 @@ match.save("outputs/bass")
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -32,6 +33,9 @@ from synthnb.synths import Synth, open_space, open_synth
 if TYPE_CHECKING:  # workers import this module, and Lightning takes seconds
     from synthnb.models.flow import FlowModel
 
+FIRST = 8  # candidates before the flow edits the best of them
+EDITS = 1  # of the best so far, drawn, rendered and ranked before it goes on
+FROM_NOISE = {"guidance": 3.0, "temperature": 0.6}  # how the flow is sampled without a source
 SIGMA = 0.06  # of the first CMA-ES steps, in quantiles
 POPULATION = 16
 #: Peaks. The floor of spectrograms (power 1e-10) begins to hide the quiet cells of a sound that peaks under -40 dBFS,
@@ -46,7 +50,7 @@ class Candidate:
     Attributes:
         vector: float32 `(width,)`, what the space decodes into `patch` and `note`.
         distance: `Distance` to the target; 0 is the same sound, 1 about as far as an octave.
-        origin: `flow`, or `refined`.
+        origin: `library` (a training clip), `noise` or `edit` (the flow's, without and with a source), `refined`.
     """
 
     vector: np.ndarray
@@ -78,8 +82,8 @@ class Match:
 
     @property
     def first(self) -> Candidate:
-        """The nearest of those that the flow proposed: where refining began."""
-        return next(c for c in self.candidates if c.origin == "flow")
+        """The nearest of those that were proposed: where refining began."""
+        return next(c for c in self.candidates if c.origin != "refined")
 
     def audio(self, candidate: Candidate | None = None, level: bool = True) -> np.ndarray:
         """A candidate's render (default: the best's), `(channels, samples)`; `level` scales it to the target's RMS."""
@@ -194,13 +198,55 @@ class Matcher:
         peak = np.abs(audio).max()
         return audio * (NORMAL / peak) if peak < QUIET else audio
 
-    def propose(self, target: np.ndarray, count: int = 32, seed: int = 0, **sampling) -> np.ndarray:
-        """`count` vectors `(count, width)` drawn from the flow; `sampling` goes to `FlowModel.sample`."""
-        return self.model.sample(log_mel(torch.from_numpy(target)), count, seed=seed, **sampling)
+    def start(self, target: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+        """Vectors `(count, width)` to begin with: the nearest of the model's library; without one, the flow's."""
+        mel = log_mel(torch.from_numpy(target))
+        if self.model.library is not None:
+            return self.model.library.nearest(mel, count)
+        return self.model.sample(mel, count, seed=seed, **FROM_NOISE)
+
+    def edit(
+        self, target: np.ndarray, vector: np.ndarray, count: int, seed: int = 0, **sampling
+    ) -> np.ndarray:
+        """`count` edits `(count, width)` of a patch that the flow draws; `sampling` goes to `FlowModel.sample`."""
+        audio = self.synth.render(*self.space.decode(vector), self.space.seconds)[: len(target)]
+        mel, source = log_mel(torch.from_numpy(np.stack([target, audio])))
+        return self.model.sample(mel, count, (source[None], vector[None]), seed=seed, **sampling)
+
+    def propose(
+        self,
+        target: np.ndarray,
+        distance: Distance,
+        count: int = 32,
+        seed: int = 0,
+        edit: Callable[..., np.ndarray] | None = None,
+        **sampling,
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """`count` candidates: a few to begin with, then edits of the best so far, again and again.
+
+        Args:
+            edit: called with target, vector, count and seed; by default it is the flow that edits.
+            sampling: to `FlowModel.sample`.
+
+        Yields:
+            Origin, vectors `(n, width)` and their distances `(n,)`.
+        """
+        edit = edit or functools.partial(self.edit, **sampling)
+        vectors = self.start(target, min(FIRST, count), seed)
+        values = self.distances(distance, vectors)
+        yield "noise" if self.model.library is None else "library", vectors, values
+        best, nearest, done = vectors[values.argmin()], values.min(), len(vectors)
+        while done < count:
+            vectors = edit(target, best, min(EDITS, count - done), seed + done)
+            values = self.distances(distance, vectors)
+            yield "edit", vectors, values
+            done += len(vectors)
+            if values.min() < nearest:
+                best, nearest = vectors[values.argmin()], values.min()
 
     def distances(self, target: Distance, vectors: np.ndarray) -> np.ndarray:
         """Render vectors `(n, width)` and measure them: float64 `(n,)`."""
-        if self.workers == 1:
+        if self.workers == 1 or len(vectors) == 1:
             return score(self.space, self.synth, target, vectors)
         if self._task[1] is not target:
             self._task = (uuid.uuid4().hex, target)
@@ -230,7 +276,7 @@ class Matcher:
 
         Args:
             audio: float32 `(channels, samples)`, as `sound.prepare` gives it.
-            candidates: drawn from the flow.
+            candidates: found, and edited by the flow.
             seconds: time for refining the best of them; 0 keeps them as they are.
             progress: called with the match so far after every step.
             sampling: `steps`, `guidance`, `interval`, `midpoint` of `FlowModel.sample`.
@@ -243,25 +289,30 @@ class Matcher:
         target = self.prepare_target(audio)
         distance = Distance(target)
         match = Match(target, self.space, self.synth)
-        vectors = self.propose(target, candidates, seed, **sampling)
-        found = [self._candidate(v, d, "flow") for v, d in zip(vectors, self.distances(distance, vectors))]
-        match.candidates = sorted(found, key=lambda c: c.distance)
-        match.history.append((time.perf_counter() - start, candidates, match.best.distance))
-        deadline, renders = time.perf_counter() + seconds, candidates
-        try:
+        renders = 0
+
+        def step(count: int) -> None:
+            nonlocal renders
+            renders += count
+            match.history.append((time.perf_counter() - start, renders, match.best.distance))
             if progress:
                 progress(match)
+
+        try:
+            for origin, vectors, values in self.propose(target, distance, candidates, seed, **sampling):
+                found = [self._candidate(v, d, origin) for v, d in zip(vectors, values)]
+                match.candidates = sorted([*match.candidates, *found], key=lambda c: c.distance)
+                step(len(vectors))
+            deadline = time.perf_counter() + seconds
             for vectors, values in self.refine(distance, match.best.vector, deadline, seed):
-                renders += len(vectors)
                 nearest = int(np.argmin(values))
                 if values[nearest] < match.best.distance:
                     refined = self._candidate(vectors[nearest], values[nearest], "refined")
-                    match.candidates = [refined] + [c for c in match.candidates if c.origin == "flow"]
-                match.history.append((time.perf_counter() - start, renders, match.best.distance))
-                if progress:
-                    progress(match)
+                    match.candidates = [refined] + [c for c in match.candidates if c.origin != "refined"]
+                step(len(vectors))
         except KeyboardInterrupt:
-            pass
+            if not match.candidates:
+                raise
         return match
 
     def refine(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from synthnb.audibility import audibility, loss_weights
 from synthnb.data.datamodule import ClipData
+from synthnb.library import Library
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 
@@ -62,7 +63,7 @@ def train(
     precision: str = "32-true",
     audible_patches: int = 40,
 ) -> tuple[Path, pd.DataFrame]:
-    """Train for `settings.steps` steps, or finish a training that was interrupted in `out`.
+    """Train for `settings.steps` steps, or finish a training that was interrupted in `out`; then make the library.
 
     Args:
         folder: a dataset made by `generate`.
@@ -119,19 +120,22 @@ def train(
         trainer.fit(model, data, ckpt_path=last if skip else None, weights_only=False)
     if skip >= settings.steps:  # nothing was left to do; Lightning restored the last weights, not the average
         model.load_state_dict(torch.load(last, weights_only=False, map_location="cpu")["state_dict"])
+    model.library = Library.build(folder)
     curves = _curves(out)
+    validated = curves[["step", "val_loss"]].dropna()
     record = {
         "clips": data.clips,
         "dataset_space": data.space.name,
         "steps": trainer.global_step,
         "batch_size": batch_size,
         "seed": seed,
+        "library": len(model.library),
         "seconds": round(progress.seconds),
         "clips_per_second": round(progress.clips / max(progress.seconds, 1e-9), 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {trainer.accelerator.name()}",
         "torch": torch.__version__,
-        "val_loss": curves[["step", "val_loss"]].dropna().round(4).values.tolist(),
+        "val_loss": [[int(step), round(loss, 4)] for step, loss in validated.to_numpy().tolist()],
     }
     return save_model(model, out / "model.safetensors", record), curves
 

@@ -73,7 +73,7 @@ class MatchApp(w.VBox):
         self.example = w.Dropdown(options=[("or an example …", None), *examples])
         self.candidates = w.IntSlider(32, 4, 128, 4, description="candidates")
         self.seconds = w.FloatSlider(value=10, min=0, max=120, step=1, description="seconds")
-        self.guidance = w.FloatSlider(value=3, min=1, max=6, step=0.5, description="guidance")
+        self.guidance = w.FloatSlider(value=1, min=1, max=6, step=0.5, description="guidance")
         self.start = w.Button(description="Match", button_style="primary", icon="play", disabled=True)
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.status, self.error = w.HTML(), w.HTML()

@@ -64,7 +64,10 @@ def coarse_copy(path: str | Path) -> np.ndarray:
 
 
 class Clips(IterableDataset):
-    """Batches of `{"mel": coarse (batch, channels, 64, frames) float32 dB, "quantiles": (batch, width) float32}`.
+    """Batches of training clips, each with another member of its family as a source.
+
+    `mel` and `source_mel`, coarse `(batch, channels, 64, frames)` float32 in dB; `quantiles` and `source`, `(batch,
+    width)` float32; `known`, `(batch, 1)` float32, 1 where the dataset has families and so a source, else 0.
 
     Args:
         path: `train.h5`, `val.h5` or `test.h5`. It is opened by each worker, on first use.
@@ -84,25 +87,31 @@ class Clips(IterableDataset):
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         mel = coarse_copy(self.path)
         with open_split(self.path) as file:
-            vectors = file["param_array"][:]
+            quantiles = torch.from_numpy(self.space.to_quantiles(file["param_array"][:]))
+            family = 1 + int(file.attrs.get("edits", 0))
+        rng = np.random.default_rng([self.seed, self.skip, part])
+
+        def batch(rows: np.ndarray) -> Batch:
+            away = rng.integers(1, family, len(rows)) if family > 1 else 0
+            others = rows - rows % family + (rows + away) % family
+            return {
+                "mel": torch.from_numpy(mel[rows].astype(np.float32)),
+                "source_mel": torch.from_numpy(mel[others].astype(np.float32)),
+                "quantiles": quantiles[rows],
+                "source": quantiles[others],
+                "known": torch.full((len(rows), 1), float(family > 1)),
+            }
+
         if not self.endless:
-            starts = range(0, self.clips, self.batch_size)
-            for start in starts[part::parts]:
-                yield self._batch(mel, vectors, slice(start, start + self.batch_size))
+            for start in range(0, self.clips, self.batch_size)[part::parts]:
+                yield batch(np.arange(start, min(start + self.batch_size, self.clips)))
             return
         done = self.skip * self.batch_size // self.clips
         while True:
             order = np.random.default_rng([self.seed, done]).permutation(self.clips)[part::parts]
             for at in range(0, len(order) - self.batch_size + 1, self.batch_size):
-                yield self._batch(mel, vectors, order[at : at + self.batch_size])
+                yield batch(order[at : at + self.batch_size])
             done += 1
-
-    def _batch(self, mel: np.ndarray, vectors: np.ndarray, rows: np.ndarray | slice) -> Batch:
-        quantiles = self.space.to_quantiles(vectors[rows])
-        return {
-            "mel": torch.from_numpy(mel[rows].astype(np.float32)),
-            "quantiles": torch.from_numpy(quantiles),
-        }
 
 
 class ClipData(lightning.LightningDataModule):

@@ -1,6 +1,7 @@
 """Render a dataset: parallel, resumable, and the same whatever the number of workers or what was interrupted.
 
-Clip `i` depends on `(space, seed, i)` alone. Each shard is rendered by one worker, written aside and renamed when it
+Clip `i` depends on `(space, seed, i)` alone; clips may come in families, one drawn from the prior and the next ones
+edits of it. Each shard is rendered by one worker, written aside and renamed when it
 is complete; a second run renders only the shards that are missing.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from synthnb import __version__
 from synthnb.data.shards import SPLITS, DatasetError, shard_lengths, shard_path, write_splits, write_stats
+from synthnb.edits import edit
 from synthnb.features import log_mel
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
 from synthnb.space import Note, ParameterSpace, Patch
@@ -40,6 +42,7 @@ class Recipe:
         loudness_floor: in LUFS; a quieter clip is drawn again.
         keep_audio: store the audio beside the features (0.35 MB a mono clip of 4 s); it can be rendered again.
         shard_size: clips in a shard.
+        edits: of every clip that is drawn from the prior; they follow it.
     """
 
     space: str
@@ -47,22 +50,55 @@ class Recipe:
     loudness_floor: float = -55.0
     keep_audio: bool = True
     shard_size: int = 500
+    edits: int = 0
 
 
 def sample_clip(
-    space: ParameterSpace, synth: Synth, seed: int, index: int, loudness_floor: float
+    space: ParameterSpace, synth: Synth, seed: int, index: int, loudness_floor: float, edits: int = 0
 ) -> tuple[Patch, Note, np.ndarray]:
     """Clip `index`: draw patches until one is loud enough. Returns patch, note and audio `(channels, samples)`."""
-    return next(sample_clips(space, synth, seed, [index], loudness_floor))[1:]
+    return next(sample_clips(space, synth, seed, [index], loudness_floor, edits))[1:]
 
 
 def sample_clips(
-    space: ParameterSpace, synth: Synth, seed: int, indices: Sequence[int], loudness_floor: float
+    space: ParameterSpace,
+    synth: Synth,
+    seed: int,
+    indices: Sequence[int],
+    loudness_floor: float,
+    edits: int = 0,
 ) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
-    """`sample_clip` of many, each with its index; those of which a patch was refused come later."""
+    """`sample_clip` of many, each with its index; edits, and those of which a patch was refused, come later."""
+    family = 1 + edits
+    firsts: dict[int, tuple[Patch, Note]] = {}
+
+    def draw(index: int, attempt: int) -> tuple[Patch, Note]:
+        return space.sample(np.random.default_rng([seed, index // family, attempt]))
+
+    def change(index: int, attempt: int) -> tuple[Patch, Note]:
+        rng = np.random.default_rng([seed, index // family, attempt, index % family])
+        return edit(space, *firsts[index // family], rng)
+
+    for clip in _play(space, synth, draw, sorted({i - i % family for i in indices}), loudness_floor):
+        index, patch, note, _ = clip
+        if edits:
+            firsts[index // family] = patch, note
+        if index in indices:
+            yield clip
+    yield from _play(space, synth, change, [i for i in indices if i % family], loudness_floor)
+
+
+def _play(
+    space: ParameterSpace,
+    synth: Synth,
+    draw: Callable[[int, int], tuple[Patch, Note]],
+    indices: Sequence[int],
+    loudness_floor: float,
+) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
+    """Draw a patch for every index, again and again until it is loud enough."""
     for attempt in range(ATTEMPTS):
         # All are drawn before any is played: the same work again and again finds its code and data in the cache.
-        drawn = [(index, *space.sample(np.random.default_rng([seed, index, attempt]))) for index in indices]
+        drawn = [(index, *draw(index, attempt)) for index in indices]
         indices = []
         for index, patch, note in drawn:
             audio = synth.render(patch, note, space.seconds)[: synth.channels]
@@ -96,7 +132,7 @@ def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
             start = index * recipe.shard_size + first
             indices = range(start, start + count)
             played = {}
-            clips = sample_clips(space, synth, recipe.seed, indices, recipe.loudness_floor)
+            clips = sample_clips(space, synth, recipe.seed, indices, recipe.loudness_floor, recipe.edits)
             for i, patch, note, audio in clips:
                 played[i] = patch, note
                 sounds[i - start] = audio
@@ -153,6 +189,7 @@ def generate(
     loudness_floor: float = -55.0,
     keep_audio: bool = True,
     shard_size: int = 500,
+    edits: int = 0,
     workers: int = -1,
     progress: bool = True,
 ) -> Path:
@@ -160,6 +197,7 @@ def generate(
 
     Args:
         folder: created if needed; every file that is complete is kept.
+        train, val, test, seed, loudness_floor, keep_audio, shard_size, edits: see `Recipe`.
         workers: processes, each with a synth of its own; -1 takes all cores.
         progress: show a bar that counts clips.
 
@@ -175,7 +213,9 @@ def generate(
     clips = sum(splits.values())
     if train < 1 or min(splits.values()) < 0 or shard_size < 1:
         raise DatasetError(f"{splits} clips in shards of {shard_size}: at least one training clip is needed")
-    recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size)
+    if edits < 0 or any(count % (1 + edits) for count in splits.values()):
+        raise DatasetError(f"{splits} clips with {edits} edits each: all must be multiples of {1 + edits}")
+    recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size, edits)
     todo = missing_shards(folder, recipe, clips)
     for leftover in folder.glob("*.partial-*"):
         leftover.unlink()

@@ -1,7 +1,8 @@
 """The HDF5 layout of a dataset folder.
 
 `shard-00000.h5 …` hold consecutive clips: `param_array (n, width) float32`, `mel_spec (n, channels, 128, frames)
-float16` and, if kept, `audio (n, channels, samples) float16`; attributes say how they were made. `val.h5`, `test.h5`
+float16` and, if kept, `audio (n, channels, samples) float16`; attributes say how they were made. With `edits` = k among
+them, every (k + 1)th clip was drawn from the prior, and the k after it are edits of it. `val.h5`, `test.h5`
 and `train.h5` are virtual datasets over the shards, with relative paths, so that a folder can be moved; `stats.npz`
 holds `mean` and `std` of the training clips' `mel_spec`, each `(channels, 128, frames)`. Names and shapes follow the
 synth-permutations datasets.

@@ -42,6 +42,6 @@ def dataset(tmp_path_factory, space):
 
 @pytest.fixture(scope="session")
 def short_dataset(tmp_path_factory, short_space):
-    """A folder of 200 + 16 + 16 clips of half a second, in shards of 100. Read it only."""
+    """A folder of 200 + 16 + 16 clips of half a second, every second an edit, in shards of 100. Read it only."""
     folder = tmp_path_factory.mktemp("short_dataset")
-    return generate(folder, short_space, 200, 16, 16, shard_size=100, workers=1, progress=False)
+    return generate(folder, short_space, 200, 16, 16, shard_size=100, edits=1, workers=1, progress=False)

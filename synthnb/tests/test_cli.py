@@ -148,20 +148,21 @@ def test_generate_renders_a_dataset_and_goes_on_with_it(capsys, tmp_path):
         "generate",
         tmp_path / "set",
         "--train",
-        3,
+        6,
         "--val",
-        1,
+        2,
         "--test",
-        1,
+        2,
         "--no-audio",
         "--workers",
         1,
     ]
-    assert "3 train, 1 val and 1 test clips" in run(capsys, *command)
+    assert "6 train, 2 val and 2 test clips" in run(capsys, *command)
     made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("shard*")}
-    assert "3 train" in run(capsys, *command)
+    assert "6 train" in run(capsys, *command)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set").glob("shard*")} == made
     assert "seed = 0, not 1" in refused(capsys, *command, "--seed", 1)
+    assert "must be multiples of 4" in refused(capsys, *command, "--edits", 3)
     assert "at least one training clip" in refused(capsys, "generate", tmp_path / "x", "--train", 0)
 
 

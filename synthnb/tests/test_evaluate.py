@@ -39,7 +39,7 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     assert np.isfinite(table[list(METRICS)]).all(axis=None)
     distance = table.pivot(index="target", columns="system", values="distance")
     assert (distance["best of 32 neighbours"] <= distance["nearest neighbour"]).all()
-    assert (distance["flow, best of 32"] <= distance["flow, one sample"]).all()
+    assert (distance["flow from noise, best of 32"] <= distance["flow, one sample"]).all()
     assert distance["flow, refined"].iloc[0] <= distance["flow, best of 32"].iloc[0]
     assert list(summary(table).index) == list(SYSTEMS)
     mean, low, high = compare(table, "flow, best of 32", "best of 32 random")
@@ -49,7 +49,7 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     assert run(first).equals(table)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.json")} == written  # nothing was done again
     other = run(second)
-    ours = table["system"].str.startswith("flow")
+    ours = table["system"].str.contains("flow|edits")  # without a library, random edits go on from the flow's
     assert not np.allclose(other.loc[ours, "MSS"], table.loc[ours, "MSS"])
     assert np.allclose(
         other.loc[~ours, "MSS"], table.loc[~ours, "MSS"]

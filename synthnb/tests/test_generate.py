@@ -1,5 +1,6 @@
 """Datasets: the layout, clips that depend on nothing but (space, seed, index), and resuming after anything."""
 
+import itertools
 import os
 import random
 import shutil
@@ -78,7 +79,7 @@ def test_the_layout_is_that_of_the_design(dataset, space):
             assert "dexed-py" in versions and "synthnb" in versions and "torch" in versions
             assert attributes == {
                 "space_name": "dexed", "seed": 0, "loudness_floor": -55.0, "keep_audio": True, "shard_size": 32,
-                "sample_rate": 44_100, "seconds": 4.0, "velocity": 100,
+                "edits": 0, "sample_rate": 44_100, "seconds": 4.0, "velocity": 100,
             }  # fmt: skip
 
 
@@ -302,12 +303,41 @@ def test_training_shuffles_by_seed_and_sees_each_clip_once_a_pass(short_dataset,
         stream = iter(Clips(short_dataset / "train.h5", short_space, 20, endless=True, seed=seed, skip=skip))
         return torch.cat([next(stream)["quantiles"] for _ in range(batches)]).numpy()
 
-    one = rows(0, 20)
-    assert len(np.unique(one[:200], axis=0)) == len(np.unique(one[200:], axis=0)) == 200
+    one, whole = rows(0, 20), short_space.to_quantiles(split(short_dataset, "train"))
+    for a_pass in (one[:200], one[200:]):
+        np.testing.assert_array_equal(np.sort(a_pass, axis=0), np.sort(whole, axis=0))
     assert (one[:200] != one[200:]).any()
     np.testing.assert_array_equal(one, rows(0, 20))
     assert (one != rows(1, 20)).any()
     np.testing.assert_array_equal(rows(0, 10, skip=10), one[200:])
+
+
+def test_a_clip_comes_with_another_of_its_family(short_dataset, short_space, small):
+    batch = next(iter(Clips(short_dataset / "val.h5", short_space, 16, endless=False)))
+    swapped = np.arange(16).reshape(8, 2)[:, ::-1].ravel()
+    assert torch.equal(batch["source"], batch["quantiles"][swapped])
+    assert torch.equal(batch["source_mel"], batch["mel"][swapped])
+    assert not torch.equal(batch["source"], batch["quantiles"]) and batch["known"].all()
+    alone = next(iter(Clips(small / "train.h5", short_space, 4, endless=False)))
+    assert not alone["known"].any()
+
+
+def test_families_of_three_are_not_mixed(short_space, tmp_path):
+    folder = render(tmp_path, short_space, 12, 3, 3, edits=2)
+    stream = iter(Clips(folder / "train.h5", short_space, 6, endless=True))
+    whole = short_space.to_quantiles(split(folder, "train"))
+    for batch in itertools.islice(stream, 6):
+        row, source = (
+            [int(np.flatnonzero((whole == v).all(axis=1))[0]) for v in batch[name].numpy()]
+            for name in ("quantiles", "source")
+        )
+        assert all(a // 3 == b // 3 and a != b for a, b in zip(row, source))
+
+
+def test_incomplete_families_are_refused(tmp_path, short_space):
+    with pytest.raises(DatasetError, match=r"'train': 12.* with 2 edits each: all must be multiples of 3"):
+        render(tmp_path, short_space, edits=2)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(small):

@@ -1,5 +1,6 @@
 """The matcher on a model that knows nothing: ranking, refining, time, interrupts, workers, and the files it leaves."""
 
+import copy
 import json
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import soundfile
 import torch
 
+from synthnb.data.shards import open_split
 from synthnb.features import log_mel
+from synthnb.library import Library
 from synthnb.match import Matcher, gain
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
@@ -44,18 +47,74 @@ def vectors(matcher, count=5):
     return np.stack([matcher.space.encode(*matcher.space.sample(rng)) for _ in range(count)])
 
 
+@pytest.fixture
+def knowing(matcher, short_dataset):
+    """A matcher whose model has a library."""
+    model = copy.copy(matcher.model)
+    model.library = Library.build(short_dataset, workers=1)
+    return Matcher(model, workers=1)
+
+
+def proposed(matcher, target, count, seed=0, **settings):
+    """All that is proposed: origins, vectors and distances."""
+    steps = list(matcher.propose(target, Distance(target), count, seed, **settings))
+    origins = [origin for origin, vectors, _ in steps for _ in vectors]
+    return origins, *(np.concatenate(part) for part in list(zip(*steps))[1:])
+
+
 def test_proposals_depend_on_the_seed_alone(matcher, target):
-    first, again, other = (matcher.propose(target, 3, seed, steps=2) for seed in (1, 1, 2))
-    assert first.shape == (3, matcher.space.width)
+    (origins, first, _), (_, again, _), (_, other, _) = (
+        proposed(matcher, target, 14, seed, steps=2) for seed in (1, 1, 2)
+    )
+    assert origins == ["noise"] * 8 + ["edit"] * 6
+    assert first.shape == (14, matcher.space.width)
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+    assert len(np.unique(first, axis=0)) == 14
+
+
+def test_the_best_so_far_is_edited(matcher, target):
+    edited = []
+
+    def edit(sound, vector, count, seed):
+        assert sound is target
+        edited.append((vector, count))
+        return vectors(matcher, 20)[len(edited) :][:count]
+
+    _, rows, values = proposed(matcher, target, 18, edit=edit)
+    assert [count for _, count in edited] == [1] * 10
+    for done, (source, _) in enumerate(edited, 8):
+        np.testing.assert_array_equal(source, rows[values[:done].argmin()])
+
+
+def test_a_search_begins_with_what_sounds_alike_in_the_library(knowing, short_dataset):
+    with open_split(short_dataset / "train.h5") as file:
+        vector = file["param_array"][6]
+    space = knowing.space
+    audio = knowing.synth.render(*space.decode(vector), space.seconds)[:1]
+    origins, rows, values = proposed(knowing, audio, 12, steps=2)
+    assert origins == ["library"] * 8 + ["edit"] * 4
+    np.testing.assert_array_equal(rows[0], vector)
+    assert values[0] == pytest.approx(0, abs=1e-6) and values[1:].min() > 0.01
+    match = knowing.match(audio, 12, seconds=0, steps=2)
+    assert match.best is match.first and match.best.origin == "library"
+    assert [renders for _, renders, _ in match.history] == [8, 9, 10, 11, 12]
+
+
+def test_an_edit_keeps_most_of_its_source(knowing, target):
+    source = vectors(knowing, 1)[0]
+    edits = knowing.edit(target, source, 50, seed=1)
+    assert (
+        0.5 < (np.abs(edits - source) < 1e-3).mean() < 0.99
+    )  # before it learns, too, it keeps most of a source
+    np.testing.assert_array_equal(edits, knowing.edit(target, source, 50, seed=1))
 
 
 def test_candidates_are_ranked_by_their_distance(matcher, target):
     match = matcher.match(target, candidates=6, seconds=0, steps=2)
     distances = [c.distance for c in match.candidates]
     assert len(distances) == 6 and distances == sorted(distances)
-    assert {c.origin for c in match.candidates} == {"flow"}
+    assert {c.origin for c in match.candidates} == {"noise"}
     assert match.best is match.first is match.candidates[0]
     assert [(renders, distance) for _, renders, distance in match.history] == [(6, distances[0])]
     renders = np.stack([match.audio(c, level=False) for c in match.candidates])

@@ -24,6 +24,14 @@ def batch(short_dataset, short_space):
     return next(iter(Clips(short_dataset / "train.h5", short_space, 8, endless=False)))
 
 
+@pytest.fixture
+def heard(model, batch):
+    """What the field is told about `batch`."""
+    with torch.no_grad():
+        summary = model.hear(batch["mel"], batch["source_mel"], batch["known"])
+        return model.field.hear(summary, 2 * batch["source"] - 1, batch["known"])
+
+
 @pytest.fixture(scope="module")
 def mels(short_dataset):
     with open_split(short_dataset / "train.h5") as file:
@@ -55,8 +63,10 @@ def fixed_loss(model, batch):
         return np.mean([model.loss(batch, torch.Generator().manual_seed(i)).item() for i in range(10)])
 
 
-def test_a_few_clips_are_learnt_by_heart(model, batch):
-    model.settings = dataclasses.replace(TINY, learning_rate=1e-2)
+@pytest.mark.parametrize("known", [0.0, 1.0])
+def test_a_few_clips_are_learnt_by_heart(model, batch, known):
+    model.settings = dataclasses.replace(TINY, learning_rate=1e-2, source_dropout=0.0)
+    batch = batch | {"known": torch.full((8, 1), known)}
     before = fixed_loss(model, batch)
     setup = model.configure_optimizers()
     optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
@@ -67,7 +77,8 @@ def test_a_few_clips_are_learnt_by_heart(model, batch):
         optimizer.step()
         schedule.step()
     after = fixed_loss(model, batch)
-    assert 0.4 < before < 0.8  # the linear guess; a field of 0 would leave the variance of noise and data
+    # The linear guess, with or without the guess that a source is kept; a field of 0 would leave 1.3.
+    assert (0.05 < before < 0.3) if known else (0.4 < before < 0.8)
     assert after < 0.75 * before
 
 
@@ -103,14 +114,17 @@ def test_the_rate_warms_up_and_decays(model):
     assert rates[-1] == pytest.approx(0.01 * TINY.learning_rate)
 
 
-def test_rows_of_a_batch_do_not_mix(model, batch, short_space):
+def test_rows_of_a_batch_do_not_mix(model, batch, heard, short_space):
     generator = torch.Generator().manual_seed(2)
     x, t = torch.randn(8, short_space.width, generator=generator), torch.rand(8, generator=generator)
     with torch.no_grad():
-        velocity = model.field(x, t, model.field.hear(model.hear(batch["mel"])))
+        velocity = model.field(x, t, heard)
         assert velocity.shape == x.shape
         for rows in ([5], [0, 3]):
-            alone = model.field(x[rows], t[rows], model.field.hear(model.hear(batch["mel"][rows])))
+            part = {name: values[rows] for name, values in batch.items()}
+            summary = model.hear(part["mel"], part["source_mel"], part["known"])
+            heard = model.field.hear(summary, 2 * part["source"] - 1, part["known"])
+            alone = model.field(x[rows], t[rows], heard)
             torch.testing.assert_close(alone, velocity[rows], rtol=1e-4, atol=1e-5)
 
 
@@ -133,7 +147,9 @@ def test_a_guidance_of_one_is_the_conditional_flow(model, mels, calls, short_spa
     with torch.no_grad():
         x = torch.randn(4, short_space.width, generator=torch.Generator().manual_seed(7))
         x = 0.5 * x
-        heard = model.field.hear(model.hear(coarse(mels[:1]).expand(4, -1, -1, -1)))
+        mel, nothing = coarse(mels[:1]).expand(4, -1, -1, -1), torch.zeros(4, 1)
+        summary = model.hear(mel, mel, nothing)
+        heard = model.field.hear(summary, torch.zeros(4, short_space.width), nothing)
         for step in range(5):
             x = x + model.field(x, torch.full((4,), step / 5), heard) / 5
     expected = ((x + 1) / 2).clamp(0, 1).numpy()
@@ -239,6 +255,7 @@ class Unplugged(RuntimeError):
 def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeypatch, short_space):
     monkeypatch.chdir(tmp_path)
     out, end = tmp_path / "out", Progress.on_train_batch_end
+    settings = dataclasses.replace(TINY, source_dropout=1.0)  # so few steps teach nothing about edits
 
     def run(stop, folder=out):
         def hook(progress, trainer, *args):
@@ -255,7 +272,7 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
             )
             try:
                 return steps, train(
-                    short_dataset, folder, TINY, batch_size=16, validate_every=4, audible_patches=1
+                    short_dataset, folder, settings, batch_size=16, validate_every=4, audible_patches=1
                 )
             except Unplugged:
                 return steps, None
@@ -288,7 +305,7 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
     assert [step for step, _ in record["val_loss"]] == [3, 7, 11, 15, 19]
     assert str(tmp_path) not in json.dumps(record)
     model = load_model(path)
-    assert model.space == short_space and model.settings == TINY
+    assert model.space == short_space and model.settings == settings
 
     again, same_curves = run(stop=None, folder=moved)[1]  # nothing left to do
     assert read_record(again)["steps"] == 20 and same_curves.equals(curves)

@@ -75,7 +75,7 @@ def test_a_sound_is_uploaded_matched_heard_and_downloaded(app, wav, synth, tmp_p
         f"{match.best.distance:.3f}" in app.status.value
         and f"{match.history[-1][1]:,} renders" in app.status.value
     )
-    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", "flow"))
+    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", "noise"))
     assert bytes(app.picture.value).startswith(b"\x89PNG")
     assert "parameters differ from the default patch" in app.details.value
     assert len(app.chosen.options) == min(SHOWN, len(match.candidates))

@@ -354,7 +354,7 @@ from synthnb.space import ParameterSpace
 
 space = ParameterSpace.load(sys.argv[2])
 print("ready", flush=True)
-generate(sys.argv[1], space, 44, 8, 8, shard_size=4, workers=2, progress=False)
+generate(sys.argv[1], space, 44, 8, 8, shard_size=4, workers=2, edits=1, progress=False)
 time.sleep(60)
 """
 
@@ -368,7 +368,7 @@ def test_ten_kills_leave_no_trace(tmp_path, short_space):
     path = tmp_path / "short.yaml"
     path.write_text(short_space.text)
     undisturbed = generate(
-        tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, workers=1, progress=False
+        tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, edits=1, workers=1, progress=False
     )
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -391,5 +391,5 @@ def test_ten_kills_leave_no_trace(tmp_path, short_space):
             process.stdout.close()
         time.sleep(0.2)  # its workers die with it, but not at the same instant
         assert len(list(folder.glob("shard-*.h5"))) >= shards
-    generate(folder, short_space, 44, 8, 8, shard_size=4, workers=1, progress=False)
+    generate(folder, short_space, 44, 8, 8, shard_size=4, edits=1, workers=1, progress=False)
     assert contents(folder) == contents(undisturbed)

@@ -66,7 +66,7 @@ def held_out_clips(folder: str | Path, count: int) -> list[Target]:
         space = ParameterSpace.parse(file.attrs["space"])
         family = 1 + int(file.attrs.get("edits", 0))
         vectors = file["param_array"][::family][:count]
-    synth = open_synth(space.synth)
+    synth = open_synth(space)
     return [
         Target(f"clip {i}", synth.render(*space.decode(vector), space.seconds)[: synth.channels])
         for i, vector in enumerate(vectors)
@@ -75,7 +75,7 @@ def held_out_clips(folder: str | Path, count: int) -> list[Target]:
 
 def presets(paths: Sequence[Path], space: ParameterSpace, count: int, seed: int = 0) -> list[Target]:
     """`count` presets from files that the synth reads, each once, played with notes drawn from the space's prior."""
-    synth = open_synth(space.synth)
+    synth = open_synth(space)
     patches = {tuple(patch.items()): (name, patch) for path in paths for name, patch in synth.load_bank(path)}
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(patches))[:count]

@@ -173,7 +173,7 @@ class Matcher:
 
     def __init__(self, model: FlowModel, workers: int = -1):
         self.model, self.space = model, model.space
-        self.synth = open_synth(self.space.synth)
+        self.synth = open_synth(self.space)
         self.workers = joblib.cpu_count() if workers == -1 else workers
         self._task: tuple[str, Distance | None] = ("", None)  # the target that the workers know by that token
 

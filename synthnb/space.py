@@ -62,6 +62,8 @@ class Parameter:
             `{"histogram": [w, ...]}`, equal bins over the range, one per value for an integer, one per choice;
             `{"beta": [a, b]}` over the range. Either may add `"default_share": p`, the probability of the default,
             from 0 to 1.
+        key: what the synth itself calls it, where that is not its name.
+        codes: of each choice, the number that the synth takes for it, where it does not take the text.
     """
 
     name: str
@@ -72,6 +74,8 @@ class Parameter:
     high: float = 1.0
     choices: tuple[str, ...] = ()
     prior: dict | None = None
+    key: str = ""
+    codes: tuple[float, ...] = ()
 
     def __post_init__(self):
         where = f"parameter '{self.name}'"
@@ -94,6 +98,10 @@ class Parameter:
         share = (self.prior or {}).get("default_share", 0.0)
         if not 0 <= share <= 1:
             raise SpaceError(f"{where}: default_share is {share}; a probability from 0 to 1 is needed")
+        if self.codes and len(set(self.codes)) != len(self.choices):
+            raise SpaceError(
+                f"{where}: {len(set(self.codes))} different codes for {len(self.choices)} choices"
+            )
         self.to_unit(self.default)  # a default outside the range stops here
 
     @functools.cached_property
@@ -125,6 +133,18 @@ class Parameter:
         if self.kind == "integer" and number != round(number):
             raise SpaceError(f"'{self.name}' is {number:g}; a whole number is needed")
         return (number - self.low) / (self.high - self.low)
+
+    def to_code(self, value: float | str) -> float | str:
+        """Natural value to what the synth takes: a choice's code, else the value. Raises `SpaceError`."""
+        unit = self.to_unit(value)
+        return self.codes[int(unit)] if self.codes else value
+
+    def from_code(self, code: float) -> float | str:
+        """The nearest natural value to what the synth holds: the choice with the nearest code, else clipped."""
+        if self.codes:
+            return self.choices[int(np.abs(np.subtract(self.codes, code)).argmin())]
+        value = min(max(code, self.low), self.high)
+        return int(np.floor(value + 0.5)) if self.kind == "integer" else float(value)
 
     def from_unit(self, unit: float) -> float | str:
         """[0, 1] (clipped) or choice index to the natural value; integers are rounded, never truncated.
@@ -241,12 +261,14 @@ class ParameterSpace:
 
     Args:
         name: of the space; the file name without `.yaml`.
-        synth: what `open_synth` is called with.
+        synth: which one plays it; see `open_synth`.
         seconds: length of a clip.
         parameters: the synth's, in vector order.
         note: `pitch`, `start`, `end` as parameters (module `note`).
         velocity: MIDI velocity of every note.
         interchangeable: modules that can be swapped without changing the sound; see `interchangeable_in`.
+        plugin: name of the plugin that the synth `vst3` hosts.
+        base: what the synth is set to before a patch, in its own terms.
         text: the YAML it was read from, so that datasets and checkpoints can carry it.
     """
 
@@ -257,6 +279,8 @@ class ParameterSpace:
     note: tuple[Parameter, ...]
     velocity: int
     interchangeable: dict = field(default_factory=dict)
+    plugin: str = ""
+    base: dict = field(default_factory=dict)
     text: str = field(default="", repr=False, compare=False)
 
     @classmethod
@@ -289,6 +313,8 @@ class ParameterSpace:
             note=tuple(_parameter(name, {"module": "note", **row}) for name, row in note.items()),
             velocity=velocity,
             interchangeable=data.get("interchangeable") or {},
+            plugin=data.get("plugin", ""),
+            base=data.get("base") or {},
             text=text,
         )
 
@@ -360,7 +386,8 @@ class ParameterSpace:
         return np.array([np.concatenate([row, np.full(most - len(row), 2.0)]) for row in inner])
 
     def _note(self, values: dict) -> Note:
-        return Note(int(values["pitch"]), self.velocity, float(values["start"]), float(values["end"]))
+        start, end = sorted((float(values["start"]), float(values["end"])))  # their ranges may overlap
+        return Note(int(values["pitch"]), self.velocity, start, end)
 
     def check(self, patch: Patch) -> None:
         """Raise `SpaceError` unless `patch` has exactly this space's parameters, each with an allowed value."""
@@ -463,6 +490,8 @@ class ParameterSpace:
 def _parameter(name: str, row: dict) -> Parameter:
     row = dict(row)
     if "choices" in row:
+        if isinstance(row["choices"], dict):
+            row["codes"] = tuple(row["choices"].values())
         row["choices"] = tuple(str(choice) for choice in row["choices"])
         row["default"] = str(row.get("default", row["choices"][0]))
     row.setdefault("default", row.get("low", 0.0))

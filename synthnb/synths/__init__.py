@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
+if TYPE_CHECKING:  # a plugin's process imports this, and pandas takes a second
+    import numpy as np
 
-from synthnb.space import Note, ParameterSpace, Patch
+    from synthnb.space import Note, ParameterSpace, Patch
 
 
-class SynthNotFound(RuntimeError):
+class SynthError(RuntimeError):
+    """A synth that cannot do what was asked, that crashed or that hangs; the message says which."""
+
+
+class SynthNotFound(SynthError):
     """The synth is not known or not installed; the message says how to get it."""
 
 
@@ -43,17 +48,27 @@ class Synth(Protocol):
         ...
 
 
-def open_synth(name: str) -> Synth:
-    """Open a synth by the name that a space file gives under `synth`. Raises `SynthNotFound`."""
-    if name == "dexed":
+def open_synth(space: ParameterSpace) -> Synth:
+    """Open the synth that plays a space. Raises `SynthNotFound`."""
+    if space.synth == "dexed":
         from synthnb.synths.dexed import Dexed
 
         return Dexed()
-    raise SynthNotFound(f"no synth '{name}'; known: dexed")
+    if space.synth == "surge_xt":
+        from synthnb.synths.surge_xt import SurgeXT
+
+        return SurgeXT(space)
+    if space.synth == "vst3":
+        from synthnb.synths.vst3 import VST3
+
+        return VST3(space)
+    raise SynthNotFound(f"no synth '{space.synth}'; known: dexed, surge_xt, vst3")
 
 
 @functools.lru_cache(maxsize=2)
 def open_space(text: str) -> tuple[ParameterSpace, Synth]:
     """The space of that YAML text and its synth; a worker process keeps them open from one task to the next."""
+    from synthnb.space import ParameterSpace
+
     space = ParameterSpace.parse(text)
-    return space, open_synth(space.synth)
+    return space, open_synth(space)

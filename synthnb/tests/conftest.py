@@ -21,9 +21,9 @@ def short_space(space):
 
 
 @pytest.fixture(scope="session")
-def synth():
+def synth(space):
     """One Dexed for all tests; it carries nothing over from one note to the next."""
-    return open_synth("dexed")
+    return open_synth(space)
 
 
 @pytest.fixture(scope="session")

@@ -244,6 +244,6 @@ def test_a_bank_takes_1_to_32_named_patches(tmp_path, synth, space, patches, nam
         synth.save_bank(tmp_path / "x.syx", [space.default_patch] * patches, ["X"] * names)
 
 
-def test_an_unknown_synth_is_refused():
-    with pytest.raises(SynthNotFound, match="no synth 'moog'; known: dexed"):
-        open_synth("moog")
+def test_an_unknown_synth_is_refused(space):
+    with pytest.raises(SynthNotFound, match="no synth 'moog'; known: dexed, surge_xt, vst3"):
+        open_synth(ParameterSpace.parse(space.text.replace("synth: dexed", "synth: moog")))

@@ -1,0 +1,158 @@
+"""Bring your own VST3: find out what a plugin's parameters are, and write them down as a space.
+
+A plugin tells a name, a value from 0 to 1 and a text for each value. What is a step and what a knob, what is heard and
+what isn't, is found out here, by reading the texts and by rendering.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from synthnb.features import log_mel
+from synthnb.sound import is_as_loud_as
+from synthnb.space import ParameterSpace
+from synthnb.synths import SynthError
+from synthnb.synths.host import Host
+from synthnb.synths.vst3 import VST3, find_plugin, index_by_key
+
+STEPS = 1000  # a parameter's range is read in so many
+MOST_CHOICES = 40  # a parameter with more texts is continuous
+SETTINGS = (0.0, 0.25, 0.5, 0.75, 1.0)  # raw values at which a parameter is listened to
+CONTEXTS = 6  # patches around which it is: the plugin's own, and random ones, in which more is switched on
+HEARD = 0.5  # dB of the log-mel, on average: a parameter that never changes more isn't heard
+DEFAULT_SHARE = 0.25  # of the proposed prior: how often a parameter stays where the plugin has it
+LOUDNESS_FLOOR = -55.0  # LUFS; below it, a patch counts as silent
+
+
+def survey(
+    plugin: str, seconds: float = 2.0, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> tuple[ParameterSpace, pd.DataFrame, dict[str, float]]:
+    """Look at every parameter of a VST3 instrument.
+
+    Args:
+        plugin: its name or path; see `find_plugin`.
+        seconds: length of a clip; the note lasts for half of it.
+        seed: of the random patches around which parameters are listened to.
+        progress: called with `(parameters done, parameters)`.
+
+    Returns:
+        A space of what is heard; a row for every parameter (`key`, `kind`, `values`, `default`, `heard`: the largest
+        change in dB, `why_not`: the reason if it is left out); and what was measured of the whole: `floor`, the same
+        patch against itself in dB, and `silent`, the share of random patches that are.
+
+    Raises:
+        SynthNotFound, SynthError: see `VST3`; or the plugin makes no sound.
+    """
+    host = Host("synthnb.synths.vst3:Plugin", *find_plugin(plugin), name=plugin)
+    keys = list(index_by_key([name for name, _, _ in host.call("parameters")]))
+    own = host.call("after", [])
+    rows = [_row(key, raw, host.call("texts", i, STEPS)) for i, (key, raw) in enumerate(zip(keys, own))]
+    note = (60, 100, 0.0, seconds / 2)
+
+    def mel(values: dict[int, float]) -> np.ndarray:
+        audio = host.call("render", None, list(values.items()), note, seconds)
+        return log_mel(torch.from_numpy(audio)).numpy()
+
+    for i, row in enumerate(rows):  # a parameter that moves others is a choice of programs, not a part of a patch
+        moved = host.call("after", [(i, 1.0 if row["default"] < 0.5 else 0.0)])
+        if sum(abs(raw - own[j]) > 0.01 for j, raw in enumerate(moved)) > 3:
+            row["why_not"] = "sets other parameters"
+            host.close()  # not every plugin finds back
+    rng = np.random.default_rng(seed)
+    free = [i for i, row in enumerate(rows) if not row["why_not"]]
+    contexts = [{i: own[i] for i in free}, *({i: float(rng.choice(rows[i]["raws"])) for i in free} for _ in range(CONTEXTS - 1))]
+    plain = [mel(context) for context in contexts]
+    if all(np.ptp(m) == 0 for m in plain):
+        raise SynthError(f"{plugin} made no sound with {CONTEXTS} patches at C4; is it an instrument?")
+    floors = [float(np.abs(mel(context) - m).mean()) for context, m in zip(contexts, plain)]
+    for done, i in enumerate(free):
+        changes = [
+            float(np.abs(mel({**context, i: setting}) - m).mean()) - floor
+            for context, m, floor in zip(contexts, plain, floors)
+            for setting in SETTINGS
+        ]
+        rows[i]["heard"] = max(changes)
+        if rows[i]["heard"] <= HEARD:
+            rows[i]["why_not"] = "not heard"
+        if progress:
+            progress(done + 1, len(free))
+    host.close()
+    space = _space(plugin, rows, seconds)
+    synth = VST3(space)
+    quiet = [not is_as_loud_as(synth.render(*space.sample(rng), seconds), LOUDNESS_FLOOR) for _ in range(100)]
+    return space, _table(rows), {"floor": max(floors), "silent": float(np.mean(quiet))}
+
+
+def _row(key: str, raw: float, texts: list[str]) -> dict:
+    """What the texts of a parameter's range tell."""
+    changes = [0, *(i for i in range(1, len(texts)) if texts[i] != texts[i - 1]), len(texts)]
+    runs = [(texts[first], (first + last - 1) / 2 / STEPS) for first, last in zip(changes, changes[1:])]
+    row = {"key": key, "default": float(raw), "heard": 0.0, "why_not": "", "choices": {}}
+    if len(runs) == 1:
+        return row | {"kind": "fixed", "raws": [float(raw)], "why_not": "one value only"}
+    if len(runs) > MOST_CHOICES or len({text for text, _ in runs}) < len(runs):
+        return row | {"kind": "continuous", "raws": list(np.linspace(0, 1, 11))}
+    choices = {text.strip() or f"{at:g}": round(at, 4) for text, at in runs}
+    return row | {"kind": "categorical", "choices": choices, "raws": list(choices.values())}
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "key": row["key"],
+                "kind": row["kind"],
+                "values": ", ".join(row["choices"]) or "0 – 1",
+                "default": row["default"],
+                "heard": row["heard"],
+                "why_not": row["why_not"],
+            }
+            for row in rows
+        ]
+    )
+
+
+def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
+    name = plugin.rpartition(":")[2].rpartition("/")[2].removesuffix(".vst3")
+    kept = [row for row in rows if not row["why_not"]]
+    if not kept:
+        raise SynthError(f"none of the {len(rows)} parameters of {plugin} changes its sound")
+    names = list(index_by_key([_identifier(row["key"]) for row in kept]))
+    first_words = [n.split("_")[0] for n in names]
+    parameters = {}
+    for row, own, word in zip(kept, names, first_words):
+        module = word if first_words.count(word) > 1 else "rest"
+        entry = {"key": row["key"], "kind": row["kind"], "module": module, "prior": {"default_share": DEFAULT_SHARE}}
+        if row["choices"]:
+            nearest = min(row["choices"], key=lambda text: abs(row["choices"][text] - row["default"]))
+            entry |= {"choices": row["choices"], "default": nearest}
+        else:
+            entry |= {"low": 0.0, "high": 1.0, "default": round(row["default"], 6)}
+        parameters[own.replace("#", "_")] = entry
+    head = {
+        "name": _identifier(name),
+        "synth": "vst3",
+        "plugin": name,
+        "seconds": seconds,
+        "note": {
+            "pitch": {"kind": "integer", "low": 36, "high": 84, "default": 60},
+            "start": {"kind": "continuous", "low": 0.0, "high": 0.1, "default": 0.0, "prior": {"default_share": 0.5}},
+            "end": {"kind": "continuous", "low": 0.2, "high": seconds - 0.1, "default": seconds / 2},
+            "velocity": 100,
+        },
+    }
+    text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True) + "parameters:\n"
+    for own, entry in parameters.items():
+        row = yaml.safe_dump({own: entry}, sort_keys=False, allow_unicode=True, width=1e9, default_flow_style=True)
+        text += "  " + row.strip()[1:-1] + "\n"
+    return ParameterSpace.parse(text)
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W+", "_", text).strip("_").lower() or "parameter"

@@ -59,14 +59,19 @@ def survey(
         audio = host.call("render", None, list(values.items()), note, seconds)
         return log_mel(torch.from_numpy(audio)).numpy()
 
-    for i, row in enumerate(rows):  # a parameter that moves others is a choice of programs, not a part of a patch
+    for i, row in enumerate(
+        rows
+    ):  # a parameter that moves others is a choice of programs, not a part of a patch
         moved = host.call("after", [(i, 1.0 if row["default"] < 0.5 else 0.0)])
         if sum(abs(raw - own[j]) > 0.01 for j, raw in enumerate(moved)) > 3:
             row["why_not"] = "sets other parameters"
             host.close()  # not every plugin finds back
     rng = np.random.default_rng(seed)
     free = [i for i, row in enumerate(rows) if not row["why_not"]]
-    contexts = [{i: own[i] for i in free}, *({i: float(rng.choice(rows[i]["raws"])) for i in free} for _ in range(CONTEXTS - 1))]
+    contexts = [
+        {i: own[i] for i in free},
+        *({i: float(rng.choice(rows[i]["raws"])) for i in free} for _ in range(CONTEXTS - 1)),
+    ]
     plain = [mel(context) for context in contexts]
     if all(np.ptp(m) == 0 for m in plain):
         raise SynthError(f"{plugin} made no sound with {CONTEXTS} patches at C4; is it an instrument?")
@@ -128,7 +133,12 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
     parameters = {}
     for row, own, word in zip(kept, names, first_words):
         module = word if first_words.count(word) > 1 else "rest"
-        entry = {"key": row["key"], "kind": row["kind"], "module": module, "prior": {"default_share": DEFAULT_SHARE}}
+        entry = {
+            "key": row["key"],
+            "kind": row["kind"],
+            "module": module,
+            "prior": {"default_share": DEFAULT_SHARE},
+        }
         if row["choices"]:
             nearest = min(row["choices"], key=lambda text: abs(row["choices"][text] - row["default"]))
             entry |= {"choices": row["choices"], "default": nearest}
@@ -142,14 +152,22 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
         "seconds": seconds,
         "note": {
             "pitch": {"kind": "integer", "low": 36, "high": 84, "default": 60},
-            "start": {"kind": "continuous", "low": 0.0, "high": 0.1, "default": 0.0, "prior": {"default_share": 0.5}},
+            "start": {
+                "kind": "continuous",
+                "low": 0.0,
+                "high": 0.1,
+                "default": 0.0,
+                "prior": {"default_share": 0.5},
+            },
             "end": {"kind": "continuous", "low": 0.2, "high": seconds - 0.1, "default": seconds / 2},
             "velocity": 100,
         },
     }
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True) + "parameters:\n"
     for own, entry in parameters.items():
-        row = yaml.safe_dump({own: entry}, sort_keys=False, allow_unicode=True, width=1e9, default_flow_style=True)
+        row = yaml.safe_dump(
+            {own: entry}, sort_keys=False, allow_unicode=True, width=1e9, default_flow_style=True
+        )
         text += "  " + row.strip()[1:-1] + "\n"
     return ParameterSpace.parse(text)
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 CLASS_ID = "ABCDEF019182FAEB566D624153675854"  # of the VST3, as preset files name it
 REVISION = 24  # of the patch format; that of the 1.3 releases, which later ones read
-FXP_HEADER = struct.Struct(">4sI4sIIII28sI")  # CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size
+FXP_HEADER = struct.Struct(
+    ">4sI4sIIII28sI"
+)  # CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size
 CHUNK_HEADER = struct.Struct("<4s7I")  # sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators
 FXP_ID = int.from_bytes(b"cjs3", "big")
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
@@ -61,7 +63,9 @@ class SurgeXT(VST3):
 
     def chunk(self, patch: Patch, name: str = "synthnb") -> bytes:
         """A patch as Surge keeps it in its presets. Raises `SpaceError` on a value that the space doesn't allow."""
-        settings = {key: dict(v) if isinstance(v, dict) else {"value": v} for key, v in self.space.base.items()}
+        settings = {
+            key: dict(v) if isinstance(v, dict) else {"value": v} for key, v in self.space.base.items()
+        }
         for key, p in self._keys.items():
             value = p.to_code(patch[p.name])
             settings.setdefault(key, {})["value"] = int(value) if p.states else float(value)
@@ -96,7 +100,9 @@ class SurgeXT(VST3):
         """
         patch, missed = self.read_preset(path)
         if missed:
-            warnings.warn(f"{path}: space '{self.space.name}' does not cover {', '.join(missed)}", stacklevel=2)
+            warnings.warn(
+                f"{path}: space '{self.space.name}' does not cover {', '.join(missed)}", stacklevel=2
+            )
         return patch
 
     def read_preset(self, path: str | Path) -> tuple[Patch, list[str]]:
@@ -111,7 +117,9 @@ class SurgeXT(VST3):
                 missed.append(f"{p.name} {value:g}")
         for key in sorted(set(heard) | set(base)):
             has, would = heard.get(key, {}), base.get(key, {})
-            names = [n for n in {**has, **would} if n not in ("type", *(["value"] if key in self._keys else []))]
+            names = [
+                n for n in {**has, **would} if n not in ("type", *(["value"] if key in self._keys else []))
+            ]
             if any(not _same(has.get(name), would.get(name)) for name in names):
                 missed.append(f"{key} " + " ".join(str(has.get(name)) for name in names))
         return patch, missed
@@ -124,8 +132,12 @@ class SurgeXT(VST3):
     def wrong(self, patch: Patch) -> list[str]:
         """The parameters that Surge holds otherwise than `patch` says, after loading it; empty is right."""
         held = self.settings(self.chunk(patch))
-        pairs = [(p.name, float(held[key]["value"]), p.to_code(patch[p.name])) for key, p in self._keys.items()]
-        return [f"{name} is {value:g}, not {asked:g}" for name, value, asked in pairs if not _same(value, asked)]
+        pairs = [
+            (p.name, float(held[key]["value"]), p.to_code(patch[p.name])) for key, p in self._keys.items()
+        ]
+        return [
+            f"{name} is {value:g}, not {asked:g}" for name, value, asked in pairs if not _same(value, asked)
+        ]
 
 
 def read_chunk(path: str | Path) -> bytes:
@@ -137,7 +149,9 @@ def read_chunk(path: str | Path) -> bytes:
         raise PresetError(f"{path}: {error.strerror}; give the path of a Surge XT preset") from error
     if data[:4] == b"VST3":
         if data[8:40] != CLASS_ID.encode():
-            raise PresetError(f"{path}: a preset of another plugin (class {data[8:40].decode('ascii', 'replace')})")
+            raise PresetError(
+                f"{path}: a preset of another plugin (class {data[8:40].decode('ascii', 'replace')})"
+            )
         chunk = preset_chunk(data, path)
     elif data[:4] == b"CcnK":
         if len(data) < FXP_HEADER.size:
@@ -147,9 +161,13 @@ def read_chunk(path: str | Path) -> bytes:
             raise PresetError(f"{path}: a preset of another plugin, not of Surge")
         chunk = data[FXP_HEADER.size :]
         if len(chunk) < size:
-            raise PresetError(f"{path}: truncated; {size} bytes of patch are announced, {len(chunk)} are there")
+            raise PresetError(
+                f"{path}: truncated; {size} bytes of patch are announced, {len(chunk)} are there"
+            )
     else:
-        raise PresetError(f"{path}: neither .fxp nor .vstpreset; it starts with {data[:4].hex(' ') or 'nothing'}")
+        raise PresetError(
+            f"{path}: neither .fxp nor .vstpreset; it starts with {data[:4].hex(' ') or 'nothing'}"
+        )
     _settings(chunk, path)
     return chunk
 
@@ -166,7 +184,8 @@ def _settings(chunk: bytes, path: str | Path = "the patch") -> dict[str, dict]:
     except (ElementTree.ParseError, TypeError) as error:
         raise PresetError(f"{path}: its patch is damaged ({error})") from None
     return {
-        e.tag: {**e.attrib, "modrouting": {int(m.get("source")): float(m.get("depth")) for m in e}} for e in parameters
+        e.tag: {**e.attrib, "modrouting": {int(m.get("source")): float(m.get("depth")) for m in e}}
+        for e in parameters
     }
 
 

@@ -22,7 +22,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lab data train evaluate match lint format clean
+.PHONY: help setup demo test test-slow lab data train evaluate match surge lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +82,9 @@ evaluate: setup ## measure a model against its baselines (notebook 03; PARAMS=pa
 match: setup ## match your own recording: make match SOUND=my.wav OUT=outputs/my
 	@test -n "$(SOUND)" || { echo "Say which recording: make match SOUND=my.wav" >&2; exit 1; }
 	@$(PY) -m synthnb match "$(SOUND)" --out "$(OUT)"
+
+surge: setup ## get Surge XT: the official release, checked, put where plugins are (no root rights needed)
+	@$(PY) -m synthnb surge
 
 lint: setup ## check style and common mistakes, in code and notebooks
 	@$(PY) -m ruff check --output-format concise .

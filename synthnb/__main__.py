@@ -38,8 +38,14 @@ def parser() -> argparse.ArgumentParser:
     c = command(info, "info", "describe a checkpoint: its space, its sizes, how it was trained")
     c.add_argument("checkpoint", help="a name such as dexed, or the path of a .safetensors file")
 
-    c = command(space, "space", "list the parameters of a space and their priors")
-    c.add_argument("space", help="a name such as dexed, or the path of a .yaml file")
+    c = command(
+        space, "space", "list the parameters of a space and their priors, or make one for a VST3 plugin"
+    )
+    c.add_argument("space", help="a space's name or .yaml file; with --out, a plugin's name or its .vst3")
+    c.add_argument("--out", type=Path, help="listen to the plugin's parameters and write this .yaml file")
+    c.add_argument("--seconds", type=float, default=2.0, help="with --out: length of a clip (2)")
+
+    command(surge, "surge", "fetch Surge XT, check it and put it where plugins are")
 
     c = command(generate, "generate", "render a dataset, or go on with one that was interrupted")
     c.add_argument("folder", type=Path, help="where it goes")
@@ -139,9 +145,28 @@ def info(arguments: argparse.Namespace) -> None:
 def space(arguments: argparse.Namespace) -> None:
     from synthnb.space import ParameterSpace
 
+    if arguments.out:
+        from synthnb.survey import survey
+
+        found, table, measured = survey(arguments.space, arguments.seconds)
+        print(table.round(2).to_string(index=False))
+        print(
+            f"the same patch twice: {measured['floor']:.2g} dB; silent random patches: {measured['silent']:.0%}"
+        )
+        arguments.out.write_text(found.text)
+        print(
+            f"{len(found.parameters)} parameters written to {arguments.out}; mend names, modules and priors there"
+        )
+        return
     found = ParameterSpace.load(arguments.space)
     print(f"space '{found.name}' for {found.synth}: {found.seconds:g} s, vectors of {found.width} numbers")
     print(found.describe().to_string(index=False))
+
+
+def surge(arguments: argparse.Namespace) -> None:
+    from synthnb.synths.surge_release import install
+
+    install()
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -187,11 +212,11 @@ def main(argv: list[str] | None = None) -> int:
     from synthnb.models.checkpoint import CheckpointError
     from synthnb.sound import UnusableSound
     from synthnb.space import SpaceError
-    from synthnb.synths import PresetError, SynthNotFound
+    from synthnb.synths import PresetError, SynthError
 
     try:
         arguments.run(arguments)
-    except (CheckpointError, DatasetError, PresetError, SpaceError, SynthNotFound, UnusableSound) as error:
+    except (CheckpointError, DatasetError, PresetError, SpaceError, SynthError, UnusableSound) as error:
         print(f"synthnb: {error}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -6,6 +6,7 @@ what isn't, is found out here, by reading the texts and by rendering.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 
@@ -59,9 +60,8 @@ def survey(
         audio = host.call("render", None, list(values.items()), note, seconds)
         return log_mel(torch.from_numpy(audio)).numpy()
 
-    for i, row in enumerate(
-        rows
-    ):  # a parameter that moves others is a choice of programs, not a part of a patch
+    for i, row in enumerate(rows):
+        # A parameter that moves others is a choice of programs, not a part of a patch.
         moved = host.call("after", [(i, 1.0 if row["default"] < 0.5 else 0.0)])
         if sum(abs(raw - own[j]) > 0.01 for j, raw in enumerate(moved)) > 3:
             row["why_not"] = "sets other parameters"
@@ -97,7 +97,7 @@ def survey(
 def _row(key: str, raw: float, texts: list[str]) -> dict:
     """What the texts of a parameter's range tell."""
     changes = [0, *(i for i in range(1, len(texts)) if texts[i] != texts[i - 1]), len(texts)]
-    runs = [(texts[first], (first + last - 1) / 2 / STEPS) for first, last in zip(changes, changes[1:])]
+    runs = [(texts[first], (first + last - 1) / 2 / STEPS) for first, last in itertools.pairwise(changes)]
     row = {"key": key, "default": float(raw), "heard": 0.0, "why_not": "", "choices": {}}
     if len(runs) == 1:
         return row | {"kind": "fixed", "raws": [float(raw)], "why_not": "one value only"}
@@ -113,7 +113,7 @@ def _table(rows: list[dict]) -> pd.DataFrame:
             {
                 "key": row["key"],
                 "kind": row["kind"],
-                "values": ", ".join(row["choices"]) or "0 – 1",
+                "values": _span(list(row["choices"])),
                 "default": row["default"],
                 "heard": row["heard"],
                 "why_not": row["why_not"],
@@ -121,6 +121,12 @@ def _table(rows: list[dict]) -> pd.DataFrame:
             for row in rows
         ]
     )
+
+
+def _span(choices: list[str]) -> str:
+    if len(choices) <= 6:
+        return ", ".join(choices) or "0 – 1"
+    return f"{choices[0]} … {choices[-1]} ({len(choices)})"
 
 
 def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:

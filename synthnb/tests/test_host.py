@@ -51,7 +51,7 @@ def test_results_come_back_and_the_object_is_kept(host):
 
 
 def test_an_error_keeps_its_type_and_message(host):
-    with pytest.raises(SynthError, match="^no such note$"):
+    with pytest.raises(SynthError, match=r"^no such note$"):
         host.call("fail")
     assert host.call("twice").tolist() == [0, 2, 4, 6]
 
@@ -79,7 +79,7 @@ def test_a_process_that_is_killed_from_outside(host):
 def test_what_hangs_is_stopped(host):
     host.call("twice")
     start = time.monotonic()
-    with pytest.raises(SynthError, match="did not answer for 0.3 s and was stopped"):
+    with pytest.raises(SynthError, match=r"did not answer for 0.3 s and was stopped"):
         host.call("hang", timeout=0.3)
     assert time.monotonic() - start < 5
     assert host.call("twice").tolist() == [0, 2, 4, 6]

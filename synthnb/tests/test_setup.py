@@ -18,7 +18,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted(p for p in (ROOT / "params").rglob("*") if p.suffix in (".yaml", ".yml"))
 
 #: The notebooks that a reader is promised.
-PROMISED = ["00_tour", "01_generate_data", "02_train", "03_evaluate", "04_match_a_sound"]
+PROMISED = [
+    "00_tour", "01_generate_data", "02_train", "03_evaluate", "04_match_a_sound", "06_bring_your_own_vst3",
+]  # fmt: skip
 
 #: Which notebook the files of a folder of params/ are for.
 NOTEBOOK_OF = {
@@ -26,6 +28,7 @@ NOTEBOOK_OF = {
     "train": "02_train",
     "evaluate": "03_evaluate",
     "match": "04_match_a_sound",
+    "bring": "06_bring_your_own_vst3",
 }
 
 #: A path that means something on one machine only, but no relative path (`docs/home/`) and no web address.

@@ -95,7 +95,7 @@ def test_every_parameter_that_is_asked_for_sounds(jx10):
 
 
 def test_a_value_outside_its_range_is_refused(jx10):
-    with pytest.raises(SpaceError, match="'cutoff' is 0.95; allowed: 0.2 to 0.9"):
+    with pytest.raises(SpaceError, match=r"'cutoff' is 0.95; allowed: 0.2 to 0.9"):
         jx10.render(jx10.space.default_patch | {"cutoff": 0.95}, Note(60, 100, 0, 0.5), 1.0)
 
 
@@ -156,12 +156,12 @@ def test_what_the_plugin_is_not_or_has_not(jx10, space, message):
 def test_a_plugin_that_is_nowhere():
     with pytest.raises(SynthNotFound, match=f"no VST3 plugin 'Moog' in .*{FOLDERS_VARIABLE}"):
         find_plugin("Moog")
-    with pytest.raises(SynthNotFound, match="nowhere.vst3 is not there"):
+    with pytest.raises(SynthNotFound, match=r"nowhere.vst3 is not there"):
         find_plugin("/nowhere.vst3")
 
 
 def test_of_several_plugins_one_is_chosen(bundle):
-    with pytest.raises(SynthNotFound, match="holds .*mda JX10.*; choose one"):
+    with pytest.raises(SynthNotFound, match=r"holds .*mda JX10.*; choose one"):
         find_plugin(bundle)
     assert find_plugin(f"{bundle}:mda DX10") == (bundle, "mda DX10")
     with pytest.raises(SynthNotFound, match="no VST3 plugin 'mda DX11'"):

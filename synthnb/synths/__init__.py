@@ -39,6 +39,10 @@ class Synth(Protocol):
         """Play one note: float32 `(2, round(seconds * 44100))`. The same arguments give the same samples."""
         ...
 
+    def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:
+        """Seconds that the engine itself takes for this note: what no program around it can be faster than."""
+        ...
+
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write a preset file that the synth itself loads. Returns its path."""
         ...

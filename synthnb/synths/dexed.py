@@ -8,6 +8,7 @@ operation manual, "MIDI data format".
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import dexed
@@ -113,6 +114,14 @@ class Dexed:
         audio[:, :first] = 0
         audio[:, first:] = tail[: samples - first]
         return audio
+
+    def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:
+        """Seconds that the engine itself takes for this note."""
+        voice = voice_bytes(patch) + b"\x3f"
+        start = time.perf_counter()
+        self._engine.load_sysex(voice)
+        self._engine.render(note.pitch, note.velocity, note.end - note.start, seconds - note.start)
+        return time.perf_counter() - start
 
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write a single-voice `.syx` (163 bytes) that Dexed and a DX7 load. Returns its path."""

@@ -16,6 +16,7 @@ import os
 import platform
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,14 +119,20 @@ class Plugin:
         if values:
             self.set(values)
         self._play([], SETTLE * BLOCK, reset=True)
+        started = time.perf_counter()
         pitch, velocity, start, end = note
         messages = [(bytes([0x90, pitch, velocity]), start), (bytes([0x80, pitch, 0]), end)]
-        return self._play(messages, round(seconds * SAMPLE_RATE))
+        audio = self._play(messages, round(seconds * SAMPLE_RATE))
+        self._played = time.perf_counter() - started
+        return audio
+
+    def played(self) -> float:
+        """Seconds that the last note took the plugin."""
+        return self._played
 
     def _play(self, messages: list, samples: int, reset: bool = False) -> np.ndarray:
-        length = (
-            -(-samples // BLOCK) * BLOCK
-        )  # a plugin that is left inside a block starts the next note late
+        # Whole blocks: a plugin that is left inside one starts the next note late.
+        length = -(-samples // BLOCK) * BLOCK
         audio = self._plugin.process(messages, (length + 0.5) / SAMPLE_RATE, SAMPLE_RATE, 2, 512, reset)
         return audio[:, :samples]
 
@@ -169,6 +176,11 @@ class VST3:
         return self.host.call(
             "render", None, self._values(patch), tuple(note), seconds, timeout=60 + 20 * seconds
         )
+
+    def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:
+        """Seconds that the plugin itself takes for this note, after all that prepares it."""
+        self.render(patch, note, seconds)
+        return self.host.call("played")
 
     def _values(self, patch: Patch) -> list[tuple[int, float]]:
         own = {p.key or p.name: p.to_code(patch[p.name]) for p in self.space.parameters}

@@ -1,5 +1,7 @@
 """The DX7: files hold a patch exactly, other software reads them the same, and rendering repeats to the bit."""
 
+import time
+
 import dexed
 import numpy as np
 import pytest
@@ -247,3 +249,12 @@ def test_a_bank_takes_1_to_32_named_patches(tmp_path, synth, space, patches, nam
 def test_an_unknown_synth_is_refused(space):
     with pytest.raises(SynthNotFound, match="no synth 'moog'; known: dexed, surge_xt, vst3"):
         open_synth(ParameterSpace.parse(space.text.replace("synth: dexed", "synth: moog")))
+
+
+def test_the_engine_alone_takes_less_than_the_whole_render(synth, patches):
+    patch, note = patches[0]
+    start = time.perf_counter()
+    for _ in range(5):
+        synth.render(patch, note, 4.0)
+    whole = (time.perf_counter() - start) / 5
+    assert 0 < min(synth.engine_seconds(patch, note, 4.0) for _ in range(5)) < 1.5 * whole

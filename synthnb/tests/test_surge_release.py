@@ -83,7 +83,7 @@ def test_what_is_wrong_is_refused_and_nothing_is_left(served, tmp_path):
 
 def test_a_system_without_a_release_is_told_where_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr("platform.machine", lambda: "sparc")
-    with pytest.raises(SynthError, match="get Surge XT from https://surge-synthesizer.github.io"):
+    with pytest.raises(SynthError, match="get Surge XT from https://surge-synthesizer"):
         install(tmp_path)
 
 

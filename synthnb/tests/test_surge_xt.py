@@ -1,17 +1,14 @@
 """Surge XT: its presets, its spaces, and, where it is installed, that patch, plugin and file agree."""
 
-import json
 import os
 import struct
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from synthnb.space import Note, ParameterSpace, SpaceError
-from synthnb.synths import PresetError, SynthError, SynthNotFound, open_synth
+from synthnb.space import ParameterSpace
+from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
-from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_chunk, preset_file
+from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_file
 
 XML = b'<patch revision="24"><parameters><a_pitch type="2" value="1.0"/></parameters></patch>'
 CHUNK = CHUNK_HEADER.pack(b"sub3", len(XML), *[0] * 6) + XML

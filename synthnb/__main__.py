@@ -45,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", type=Path, help="listen to the plugin's parameters and write this .yaml file")
     c.add_argument("--seconds", type=float, default=2.0, help="with --out: length of a clip (2)")
 
+    c = command(
+        costs, "costs", "measure what rendering costs beside the synth's own time, and how well it repeats"
+    )
+    c.add_argument("space", help="a space's name or .yaml file")
+    c.add_argument("--patches", type=_count, default=300, help="random patches (300)")
+    c.add_argument("--seed", type=int, default=0, help="of the patches (0)")
+
     command(surge, "surge", "fetch Surge XT, check it and put it where plugins are")
 
     c = command(generate, "generate", "render a dataset, or go on with one that was interrupted")
@@ -161,6 +168,18 @@ def space(arguments: argparse.Namespace) -> None:
     found = ParameterSpace.load(arguments.space)
     print(f"space '{found.name}' for {found.synth}: {found.seconds:g} s, vectors of {found.width} numbers")
     print(found.describe().to_string(index=False))
+
+
+def costs(arguments: argparse.Namespace) -> None:
+    from synthnb.costs import costs, noise_floor
+    from synthnb.space import ParameterSpace
+
+    found = ParameterSpace.load(arguments.space)
+    print(costs(found, arguments.patches, arguments.seed).round(3).to_string())
+    floor = noise_floor(found, min(arguments.patches, 50), arguments.seed)
+    print(
+        "the same patch twice:", floor.describe().loc[["mean", "50%", "max"]].round(4).to_string(), sep="\n"
+    )
 
 
 def surge(arguments: argparse.Namespace) -> None:

@@ -68,7 +68,7 @@ class SurgeXT(VST3):
         }
         for key, p in self._keys.items():
             value = p.to_code(patch[p.name])
-            settings.setdefault(key, {})["value"] = int(value) if p.states else float(value)
+            settings.setdefault(key, {})["value"] = value if p.codes else float(value)
         elements = "".join(_element(key, **setting) for key, setting in settings.items())
         xml = (
             f'<?xml version="1.0" encoding="UTF-8"?><patch revision="{REVISION}"><meta name={quoteattr(name)} '
@@ -115,13 +115,18 @@ class SurgeXT(VST3):
             patch[p.name] = p.from_code(value)
             if not np.isclose(value, p.to_code(patch[p.name]), SAME, SAME):
                 missed.append(f"{p.name} {value:g}")
-        for key in sorted(set(heard) | set(base)):
+        for key in heard.keys() | base.keys():
             has, would = heard.get(key, {}), base.get(key, {})
-            names = [
-                n for n in {**has, **would} if n not in ("type", *(["value"] if key in self._keys else []))
-            ]
-            if any(not _same(has.get(name), would.get(name)) for name in names):
-                missed.append(f"{key} " + " ".join(str(has.get(name)) for name in names))
+            for flag in (has.keys() | would.keys()) - {"type"}:
+                if (key in self._keys and flag == "value") or _same(has.get(flag), would.get(flag)):
+                    continue
+                if flag == "modrouting":
+                    missed.append(f"{key} moved by {', '.join(map(str, has.get(flag) or ['nothing']))}")
+                else:
+                    missed.append(
+                        f"{key}{'' if flag == 'value' else f' {flag}'} {float(has.get(flag) or 0):g}"
+                    )
+        missed.sort()
         return patch, missed
 
     def settings(self, chunk: bytes) -> dict[str, dict]:

@@ -74,9 +74,9 @@ class Plugin:
         """Go to a state (`.vstpreset` bytes; None: the initial one). Raises `PresetError`."""
         try:
             if state is None:
-                self._plugin.raw_state = self._initial  # brings the host's values back too
+                self._write("raw_state", self._initial)  # brings the host's values back too
             else:
-                self._plugin.preset_data = state
+                self._write("preset_data", state)
         except (RuntimeError, ValueError) as error:
             raise PresetError(f"the plugin refuses this preset: {error}") from None
         self._play([], BLOCK)
@@ -129,6 +129,10 @@ class Plugin:
     def played(self) -> float:
         """Seconds that the last note took the plugin."""
         return self._played
+
+    def _write(self, name: str, value: bytes) -> None:
+        """Assign to an attribute past pedalboard's `__setattr__`, which looks at every parameter's texts first."""
+        getattr(type(self._plugin), name).fset(self._plugin, value)
 
     def _play(self, messages: list, samples: int, reset: bool = False) -> np.ndarray:
         # Whole blocks: a plugin that is left inside one starts the next note late.

@@ -1,15 +1,23 @@
 """Surge XT: its presets, its spaces, and, where it is installed, that patch, plugin and file agree."""
 
+import json
 import os
+import re
 import struct
+from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
+from synthnb.costs import noise_floor
+from synthnb.data.generate import generate
 from synthnb.space import ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
 from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_file
 
+ROOT = Path(__file__).parents[2]
 XML = b'<patch revision="24"><parameters><a_pitch type="2" value="1.0"/></parameters></patch>'
 CHUNK = CHUNK_HEADER.pack(b"sub3", len(XML), *[0] * 6) + XML
 FXP = struct.pack(">4sI4s4sIII28sI", b"CcnK", 0, b"FPCh", b"\0\0\0\1", 0, 1, 1, b"name", len(CHUNK))
@@ -54,3 +62,183 @@ def test_without_surge_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr("synthnb.synths.vst3.folders", lambda: [tmp_path])
     with pytest.raises(SynthNotFound, match="Surge XT is not installed; run 'make surge'"):
         open_synth(ParameterSpace.load("surge_simple"))
+
+
+# --- the spaces, as data ----------------------------------------------------------------------------------------------
+
+#: name: parameters, width, those that are published: synth-permutations, ISMIR 2025, section 4.2.
+PUBLISHED = {"surge_simple": (89, 92), "surge_full": (162, 300)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_spaces_have_their_published_sizes(name):
+    space = ParameterSpace.load(name)
+    assert (len(space.parameters), space.width) == PUBLISHED[name]
+    assert (space["pitch"].low, space["pitch"].high, space.velocity, space.seconds) == (48, 72, 100, 4.0)
+    keys = [p.key for p in space.parameters]
+    assert len(set(keys)) == len(keys)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        patch, note = space.sample(rng)
+        assert 0 <= note.start <= note.end <= 4
+        again, same_note = space.decode(space.encode(patch, note))
+        assert same_note.pitch == note.pitch
+        assert all(again[p.name] == patch[p.name] for p in space.parameters if p.kind == "categorical")
+
+
+def plugin_table() -> dict:
+    """Every parameter of a real Surge XT, as measured; a file that lies beside the checkout, or nowhere."""
+    path = Path(os.environ.get("SYNTHNB_SURGE_PARAMETERS", ROOT.parent / "shared" / "surge_parameters.json"))
+    if not path.is_file():
+        pytest.skip("surge_parameters.json is not here")
+    return json.loads(path.read_text())
+
+
+#: What the names of oscillator and effect parameters become once their types are those of the published spaces.
+OSCILLATOR = ["sawtooth", "pulse", "triangle", "width", "sync", "unison_detune", "unison_voices"]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_ranges_and_texts_are_those_of_the_plugin(name):
+    table = plugin_table()
+    slots = ["shape", "width_1", "width_2", "sub_mix", "sync", "unison_detune", "unison_voices"]
+    checked = 0
+    for p in ParameterSpace.load(name).parameters:
+        host = p.name
+        for ours, theirs in zip(OSCILLATOR, slots):
+            host = re.sub(rf"(a_osc_\d)_{ours}$", rf"\1_{theirs}", host)
+        if p.name.startswith("fx_"):  # their names depend on the effect; the slot is in the key
+            slot, index = re.fullmatch(r"fx(\d+)_p(\d+)", p.key).groups()
+            host = f"fx_a{ {'1': 1, '2': 2, '9': 3}[slot] }_param_{int(index) + 1}"
+            assert host in table
+            continue
+        row = table[host]
+        if p.kind == "categorical":
+            valid = row["valid_values"]
+            texts = {True: "On", False: "Off"}
+            known = [texts.get(v, f"{v:g}" if isinstance(v, float) else v) for v in valid]
+            low = int(row["surge"]["min"])
+            for choice, code in zip(p.choices, p.codes):
+                assert known[code - low] == choice, p.name
+        elif not re.search(
+            r"a_osc_\d_(sawtooth|pulse|triangle|width|sync)$", p.name
+        ):  # those depend on the type
+            low, high = row["surge"]["min"], row["surge"]["max"]
+            assert low - 1e-4 <= p.low < p.high <= high + 1e-4, p.name
+        checked += 1
+    assert checked > 80
+
+
+# --- a real Surge XT --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def surge(request):
+    try:
+        synth = open_synth(ParameterSpace.load(request.param))
+    except SynthNotFound as error:
+        pytest.skip(str(error))
+    yield synth
+    synth.host.close()
+
+
+def drawn(synth, count: int, seed: int = 0) -> list:
+    rng = np.random.default_rng(seed)
+    return [synth.space.sample(rng) for _ in range(count)]
+
+
+def test_every_parameter_that_is_asked_for_is_the_one_that_surge_holds(surge):
+    for patch, note in drawn(surge, 20):
+        assert surge.wrong(patch) == []
+        surge.render(patch, note, 0.1)  # whatever sounded before
+
+
+def test_each_parameter_reaches_its_own_place_in_surge(surge):
+    """One parameter changed: of all that Surge holds, that one has changed and no other."""
+    default = surge.space.default_patch
+    before = surge.settings(surge.chunk(default))
+    for p in surge.space.parameters[:: max(1, len(surge.space.parameters) // 40)]:
+        other = next(v for v in (p.choices or (p.high, p.low)) if v != default[p.name])
+        after = surge.settings(surge.chunk(default | {p.name: other}))
+        assert [key for key in before if before[key] != after[key]] == [p.key], p.name
+
+
+def test_the_base_is_the_published_one(surge):
+    """Modern oscillators, LFO 6 on pitch, LFO 1 and 2 on the cutoffs, LFO 3 to 5 on the widths."""
+    held = surge.settings(surge.chunk(surge.space.default_patch))
+    assert [held[f"a_osc{i}_type"]["value"] for i in (1, 2, 3)] == ["8"] * 3
+    routes = {key: setting["modrouting"] for key, setting in held.items() if setting["modrouting"]}
+    assert routes == {
+        "a_pitch": {22: 14.0},
+        "a_filter1_cutoff": {17: 130.0}, "a_filter2_cutoff": {18: 130.0},
+        "a_osc1_param3": {19: 1.0}, "a_osc2_param3": {20: 1.0}, "a_osc3_param3": {21: 1.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".fxp", ".vstpreset"])
+def test_presets_go_out_and_come_back(surge, tmp_path, suffix):
+    fresh = open_synth(surge.space)
+    for i, (patch, _) in enumerate(drawn(surge, 5)):
+        path = surge.save_preset(tmp_path / f"{i}{suffix}", patch, f"Größe & <{i}>")
+        read, missed = fresh.read_preset(path)
+        assert missed == []
+        for p in surge.space.parameters:
+            if p.kind == "categorical":
+                assert read[p.name] == patch[p.name], p.name
+            else:
+                assert read[p.name] == pytest.approx(patch[p.name], rel=1e-5, abs=1e-5), p.name
+    fresh.host.close()
+
+
+def test_what_a_preset_has_beyond_the_space_is_told(surge, tmp_path):
+    space = ParameterSpace.parse(
+        surge.space.text.replace(
+            "a_polymode: 1", "a_polymode: 0\n  b_pitch: {value: 3.0, modrouting: {17: 2.0}}"
+        )
+    )
+    other = open_synth(space)
+    path = other.save_preset(tmp_path / "x.fxp", space.default_patch, "x")
+    with pytest.warns(UserWarning, match="does not cover a_polymode 0, b_pitch 3, b_pitch moved by 17"):
+        surge.load_preset(path)
+    other.host.close()
+
+
+#: What makes Surge random, and how a space is rid of it (see the settings of `surge_human`).
+QUIET = "base:\n  a_osc1_retrigger: 1\n  a_osc2_retrigger: 1\n  a_osc3_retrigger: 1\n  a_mute_noise: 1\n"
+
+
+@pytest.fixture(scope="module")
+def repeatable(surge):
+    text = surge.space.text.replace("base:\n", QUIET, 1).replace(", Noise: 4, Sample & Hold: 5", "")
+    text = re.sub(r"\n  a_(osc_drift|noise_mute|noise_volume): .*|\n  a_mute_noise: 0", "", text)
+    synth = open_synth(ParameterSpace.parse(text))
+    yield synth
+    synth.host.close()
+
+
+def test_without_randomness_a_patch_repeats_to_the_bit(repeatable):
+    patches = drawn(repeatable, 12)
+    forth = [repeatable.render(*patch, 4.0) for patch in patches]
+    back = [repeatable.render(*patch, 4.0) for patch in reversed(patches)][::-1]
+    repeatable.host.close()  # and in a fresh instance
+    fresh = [repeatable.render(*patch, 4.0) for patch in patches]
+    assert np.abs(forth).max() > 0.05
+    np.testing.assert_array_equal(forth, back)
+    np.testing.assert_array_equal(forth, fresh)
+
+
+def test_a_dataset_is_the_same_from_one_worker_and_from_two(repeatable, tmp_path):
+    for workers in (1, 2):
+        generate(
+            tmp_path / str(workers), repeatable.space, 8, 2, 2, shard_size=3, workers=workers, progress=False
+        )
+    for name in ("param_array", "mel_spec", "audio"):
+        one, two = ([h5py.File(p)[name][:] for p in sorted(tmp_path.glob(f"{w}/shard-*.h5"))] for w in (1, 2))
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_noise_floor_of_a_published_space_is_not_zero(surge):
+    floor = noise_floor(surge.space, 5)
+    assert len(floor) == 5
+    assert 0 < floor["MSS"].mean() < 10 and floor["RMS"].mean() <= 1

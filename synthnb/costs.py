@@ -1,0 +1,87 @@
+"""Where the time of a dataset goes, against the only part that can't be saved: the synth's own rendering."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from synthnb.features import log_mel
+from synthnb.metrics import METRICS, all_metrics
+from synthnb.sound import is_as_loud_as
+from synthnb.space import ParameterSpace
+from synthnb.synths import open_synth
+
+
+def costs(
+    space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = -55.0
+) -> pd.Series:
+    """Render random patches on one core, the way `generate` does, with a clock at every step.
+
+    Returns:
+        Milliseconds a patch to `draw`, for the `engine` to play, for all else in rendering (`set`), to `check` its
+        loudness; milliseconds a kept clip to `featurize` and `write`; `kept`, the share that is loud enough;
+        `clips_per_second` before and `kept_per_second` after that; `ratio`, the engine's share of the whole time.
+    """
+    synth = open_synth(space)
+    rng = np.random.default_rng(seed)
+    synth.render(*space.sample(rng), space.seconds)  # the first one warms everything up
+    spent = dict.fromkeys(("draw", "engine", "set", "check", "featurize", "write"), 0.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    kept, started = 0, time.perf_counter()
+
+    def clock(step: str, since: float) -> float:
+        now = time.perf_counter()
+        spent[step] += now - since
+        return now
+
+    with tempfile.TemporaryDirectory() as folder, h5py.File(Path(folder, "clips.h5"), "w") as file:
+        for i in range(patches):
+            now = time.perf_counter()
+            patch, note = space.sample(rng)
+            now = clock("draw", now)
+            audio = synth.render(patch, note, space.seconds)[: synth.channels]
+            now = clock("set", now)
+            loud = is_as_loud_as(audio, loudness_floor)
+            now = clock("check", now)
+            if loud:
+                kept += 1
+                mel = log_mel(torch.from_numpy(audio)).half().numpy()
+                now = clock("featurize", now)
+                file[f"audio/{i}"], file[f"mel/{i}"] = torch.from_numpy(audio).half().numpy(), mel
+                file[f"params/{i}"] = space.encode(patch, note)
+                clock("write", now)
+    whole = time.perf_counter() - started
+    torch.set_num_threads(threads)
+    rng = np.random.default_rng(seed)
+    space.sample(rng)
+    engine = sum(synth.engine_seconds(*space.sample(rng), space.seconds) for _ in range(patches))
+    spent["engine"], spent["set"] = engine, spent["set"] - engine
+    each = {
+        step: 1e3 * seconds / (kept if step in ("featurize", "write") else patches)
+        for step, seconds in spent.items()
+    }
+    rates = {"clips_per_second": patches / whole, "kept_per_second": kept / whole, "ratio": engine / whole}
+    return pd.Series({**each, "kept": kept / patches, **rates}, name=space.name)
+
+
+def noise_floor(
+    space: ParameterSpace, patches: int = 50, seed: int = 0, loudness_floor: float = -55.0
+) -> pd.DataFrame:
+    """How far a synth is from itself: the metrics between two renders of the same random patch, a row for each.
+
+    No match can be expected to come closer. Silent patches are left out; all is 0 (RMS 1) for a synth that repeats.
+    """
+    synth, rng, rows = open_synth(space), np.random.default_rng(seed), []
+    while len(rows) < patches:
+        patch, note = space.sample(rng)
+        once, again = (synth.render(patch, note, space.seconds)[: synth.channels] for _ in range(2))
+        if is_as_loud_as(once, loudness_floor):
+            rows.append({**all_metrics(once, again), "sample": float(np.abs(once - again).max())})
+    return pd.DataFrame(rows, columns=[*METRICS, "sample"])

@@ -34,7 +34,7 @@ def costs(
     spent = dict.fromkeys(("draw", "engine", "set", "check", "featurize", "write"), 0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    kept, started = 0, time.perf_counter()
+    kept = 0
 
     def clock(step: str, since: float) -> float:
         now = time.perf_counter()
@@ -57,16 +57,14 @@ def costs(
                 file[f"audio/{i}"], file[f"mel/{i}"] = torch.from_numpy(audio).half().numpy(), mel
                 file[f"params/{i}"] = space.encode(patch, note)
                 clock("write", now)
-    whole = time.perf_counter() - started
+            # Right after, so that both meet the same state of the machine.
+            spent["engine"] += synth.engine_seconds(patch, note, space.seconds)
     torch.set_num_threads(threads)
-    rng = np.random.default_rng(seed)
-    space.sample(rng)
-    engine = sum(synth.engine_seconds(*space.sample(rng), space.seconds) for _ in range(patches))
-    spent["engine"], spent["set"] = engine, spent["set"] - engine
-    each = {
-        step: 1e3 * seconds / (kept if step in ("featurize", "write") else patches)
-        for step, seconds in spent.items()
-    }
+    engine = spent["engine"]
+    whole = sum(spent.values()) - engine
+    spent["set"] -= engine
+    counts = dict.fromkeys(spent, patches) | {"featurize": kept, "write": kept}
+    each = {step: 1e3 * seconds / max(counts[step], 1) for step, seconds in spent.items()}
     rates = {"clips_per_second": patches / whole, "kept_per_second": kept / whole, "ratio": engine / whole}
     return pd.Series({**each, "kept": kept / patches, **rates}, name=space.name)
 

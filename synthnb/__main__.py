@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -64,8 +65,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--no-audio", action="store_true", help="keep the features only: a third of the size")
     _add_workers(c)
 
-    c = command(fit, "fit", "fit a prior to banks of human DX7 voices")
-    c.add_argument("banks", type=Path, nargs="+", metavar="BANK.syx", help="equal voices count once")
+    c = command(fit, "fit", "fit a prior to patches that people made")
+    c.add_argument(
+        "banks", type=Path, nargs="+", metavar="PRESET", help="presets or banks; equal voices count once"
+    )
+    c.add_argument("--space", default="dexed_uniform", help="whose parameters they are (dexed_uniform)")
     c.add_argument("--out", type=Path, required=True, help="the .yaml file to write")
     c.add_argument("--name", required=True, help="of the new space")
     return top
@@ -210,14 +214,20 @@ def generate(arguments: argparse.Namespace) -> None:
 def fit(arguments: argparse.Namespace) -> None:
     from synthnb.fit import fit_prior, write_space
     from synthnb.space import ParameterSpace
-    from synthnb.synths import PresetError
-    from synthnb.synths.dexed import Dexed
+    from synthnb.synths import PresetError, open_synth
 
-    synth = Dexed()
-    voices = [patch for bank in arguments.banks for _, patch in synth.load_bank(bank)]
+    space = ParameterSpace.load(arguments.space)
+    synth = open_synth(space)
+    voices = []
+    for bank in arguments.banks:
+        if hasattr(synth, "load_bank"):
+            voices += [patch for _, patch in synth.load_bank(bank)]
+        else:
+            with warnings.catch_warnings(action="ignore"):  # of what the space does not cover
+                voices.append(synth.load_preset(bank))
     unique = list({tuple(patch.items()): patch for patch in voices}.values())
     try:
-        text = fit_prior(ParameterSpace.load("dexed_uniform"), unique, arguments.name)
+        text = fit_prior(space, unique, arguments.name)
     except ValueError as error:
         raise PresetError(str(error)) from error
     write_space(arguments.out, text)

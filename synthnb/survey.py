@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from synthnb.features import log_mel
+from synthnb.fit import dump
 from synthnb.sound import is_as_loud_as
 from synthnb.space import ParameterSpace
 from synthnb.synths import SynthError
@@ -169,13 +169,7 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
             "velocity": 100,
         },
     }
-    text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True) + "parameters:\n"
-    for own, entry in parameters.items():
-        row = yaml.safe_dump(
-            {own: entry}, sort_keys=False, allow_unicode=True, width=1e9, default_flow_style=True
-        )
-        text += "  " + row.strip()[1:-1] + "\n"
-    return ParameterSpace.parse(text)
+    return ParameterSpace.parse(dump({**head, "parameters": parameters}))
 
 
 def _identifier(text: str) -> str:

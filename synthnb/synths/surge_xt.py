@@ -4,12 +4,15 @@ A patch isn't set parameter by parameter. It is written as Surge's own patch (XM
 its presets hold) and loaded whole, so nothing of the sound before is left, types come before what belongs to them, and
 the file that a user gets is exactly what was rendered. What the XML doesn't mention is Surge's default.
 
-A space's `base` holds what all its patches share, by Surge's names for storage: a number, or a mapping of `value` and
+A key is Surge's name for storage (`a_pitch`), or, after a slash, how far a source moves it (`a_pitch/17`: by LFO 1).
+A space's `base` holds what all its patches share, by those names: a number, or a mapping of `value` and
 flags (`temposync`, `extend_range`, …), with `modrouting: {source: depth}` for what moves it (17 is LFO 1, 22 LFO 6).
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import struct
 import warnings
 from pathlib import Path
@@ -32,6 +35,7 @@ FXP_HEADER = struct.Struct(
 )  # CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size
 CHUNK_HEADER = struct.Struct("<4s7I")  # sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators
 FXP_ID = int.from_bytes(b"cjs3", "big")
+UNIT = re.compile(r"([ab]_osc\d|fx\d+)_p(?:aram)?\d")  # what belongs to an oscillator or an effect
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
 
 #: What is no parameter, as Surge writes it for an untouched patch; without some of it, it assumes an older format.
@@ -68,7 +72,11 @@ class SurgeXT(VST3):
         }
         for key, p in self._keys.items():
             value = p.to_code(patch[p.name])
-            settings.setdefault(key, {})["value"] = value if p.codes else float(value)
+            target, _, source = key.partition("/")
+            if not source:
+                settings.setdefault(target, {})["value"] = value if p.codes else float(value)
+            elif value:
+                settings.setdefault(target, {}).setdefault("modrouting", {})[int(source)] = float(value)
         elements = "".join(_element(key, **setting) for key, setting in settings.items())
         xml = (
             f'<?xml version="1.0" encoding="UTF-8"?><patch revision="{REVISION}"><meta name={quoteattr(name)} '
@@ -108,26 +116,37 @@ class SurgeXT(VST3):
     def read_preset(self, path: str | Path) -> tuple[Patch, list[str]]:
         """A preset's patch, and what else it has that the space can't say (`a_osc2_type 3`). Raises `PresetError`."""
         heard = self.settings(read_chunk(path))
-        base = self.settings(self.chunk(self.space.default_patch))
+        base = self._base
         patch, missed = {}, []
+        # The parameters of an oscillator or effect mean something else where its type is another.
+        types = {key: setting["value"] for key, setting in base.items() if key.endswith("_type")}
+        other = {key[:-5] for key, kind in types.items() if not _same(heard.get(key, {}).get("value"), kind)}
         for key, p in self._keys.items():
-            value = float(heard[key]["value"])
+            if (unit := UNIT.match(key)) and unit[1] in other:
+                patch[p.name] = p.default
+                continue
+            value = _held(heard, key)
             patch[p.name] = p.from_code(value)
-            if not np.isclose(value, p.to_code(patch[p.name]), SAME, SAME):
+            if not _same(value, p.to_code(patch[p.name])):
                 missed.append(f"{p.name} {value:g}")
         for key in heard.keys() | base.keys():
             has, would = heard.get(key, {}), base.get(key, {})
-            for flag in (has.keys() | would.keys()) - {"type"}:
-                if (key in self._keys and flag == "value") or _same(has.get(flag), would.get(flag)):
-                    continue
-                if flag == "modrouting":
-                    missed.append(f"{key} moved by {', '.join(map(str, has.get(flag) or ['nothing']))}")
-                else:
+            if (unit := UNIT.match(key)) and unit[1] in other:
+                continue
+            for flag in (has.keys() | would.keys()) - {"type", "modrouting"}:
+                if not (flag == "value" and key in self._keys) and not _same(has.get(flag), would.get(flag)):
                     missed.append(
                         f"{key}{'' if flag == 'value' else f' {flag}'} {float(has.get(flag) or 0):g}"
                     )
-        missed.sort()
-        return patch, missed
+            routes, known = has.get("modrouting", {}), would.get("modrouting", {})
+            for source in routes.keys() | known.keys():
+                if f"{key}/{source}" not in self._keys and not _same(routes.get(source), known.get(source)):
+                    missed.append(f"{key}/{source} {routes.get(source, 0):g}")
+        return patch, sorted(missed)
+
+    @functools.cached_property
+    def _base(self) -> dict[str, dict]:
+        return self.settings(self.chunk(self.space.default_patch))
 
     def settings(self, chunk: bytes) -> dict[str, dict]:
         """What Surge makes of a chunk: by storage name `value`, flags and `modrouting`. Raises `PresetError`."""
@@ -137,12 +156,17 @@ class SurgeXT(VST3):
     def wrong(self, patch: Patch) -> list[str]:
         """The parameters that Surge holds otherwise than `patch` says, after loading it; empty is right."""
         held = self.settings(self.chunk(patch))
-        pairs = [
-            (p.name, float(held[key]["value"]), p.to_code(patch[p.name])) for key, p in self._keys.items()
-        ]
+        pairs = [(p.name, _held(held, key), p.to_code(patch[p.name])) for key, p in self._keys.items()]
         return [
             f"{name} is {value:g}, not {asked:g}" for name, value, asked in pairs if not _same(value, asked)
         ]
+
+
+def _held(settings: dict[str, dict], key: str) -> float:
+    target, _, source = key.partition("/")
+    return (
+        settings[target]["modrouting"].get(int(source), 0.0) if source else float(settings[target]["value"])
+    )
 
 
 def read_chunk(path: str | Path) -> bytes:
@@ -183,8 +207,15 @@ def _settings(chunk: bytes, path: str | Path = "the patch") -> dict[str, dict]:
     _, size, *wavetables = CHUNK_HEADER.unpack_from(chunk)
     if len(chunk) < CHUNK_HEADER.size + size + sum(wavetables):
         raise PresetError(f"{path}: truncated; its patch and wavetables need more bytes than are there")
+    xml = chunk[CHUNK_HEADER.size : CHUNK_HEADER.size + size]
     try:
-        root = ElementTree.fromstring(chunk[CHUNK_HEADER.size : CHUNK_HEADER.size + size].rstrip(b"\0"))
+        text = xml.decode()
+    except UnicodeDecodeError:
+        text = xml.decode("latin-1")  # older patches
+    try:
+        root = ElementTree.fromstring(
+            re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#x?[0-9a-fA-F]+;|<\?xml.*?\?>", "", text)
+        )
         parameters = list(root.find("parameters"))
     except (ElementTree.ParseError, TypeError) as error:
         raise PresetError(f"{path}: its patch is damaged ({error})") from None
@@ -204,8 +235,5 @@ def _element(key: str, value: float, modrouting: dict | None = None, **flags) ->
     return f'<{key} type="{kind}" value="{text}"{flags}>{routes}</{key}>'
 
 
-def _same(a, b) -> bool:
-    if isinstance(a, dict) or isinstance(b, dict):
-        a, b = a or {}, b or {}
-        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+def _same(a: float | str | None, b: float | str | None) -> bool:
     return bool(np.isclose(float(a or 0), float(b or 0), SAME, SAME))

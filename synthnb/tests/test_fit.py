@@ -70,8 +70,17 @@ def test_only_the_name_and_the_parameters_priors_change(small):
     before, after = yaml.safe_load(TEXT), yaml.safe_load(fit_prior(small, [patch] * 20, "fitted"))
     assert after.pop("name") == "fitted" and before.pop("name") == "small"
     for row in after["parameters"].values():
-        assert set(row.pop("prior")) == {"histogram"}
+        share = {"default_share"} if row["kind"] == "continuous" else set()
+        assert set(row.pop("prior")) == {"histogram"} | share
     assert after == before
+
+
+def test_a_continuous_default_that_many_keep_has_its_share(small):
+    default = small["real"].default
+    patches = [small.default_patch | {"real": value} for value in [default] * 30 + [1.0] * 10]
+    prior = yaml.safe_load(fit_prior(small, patches, "x"))["parameters"]["real"]["prior"]
+    assert prior["default_share"] == 0.75
+    assert prior["histogram"][-1] > 900 and max(prior["histogram"][:-1]) < 2
 
 
 def test_the_ends_of_a_continuous_range_are_counted(small):

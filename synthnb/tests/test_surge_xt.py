@@ -12,7 +12,7 @@ import pytest
 
 from synthnb.costs import noise_floor
 from synthnb.data.generate import generate
-from synthnb.space import ParameterSpace
+from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
 from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_file
@@ -198,7 +198,7 @@ def test_what_a_preset_has_beyond_the_space_is_told(surge, tmp_path):
     )
     other = open_synth(space)
     path = other.save_preset(tmp_path / "x.fxp", space.default_patch, "x")
-    with pytest.warns(UserWarning, match="does not cover a_polymode 0, b_pitch 3, b_pitch moved by 17"):
+    with pytest.warns(UserWarning, match="does not cover a_polymode 0, b_pitch 3, b_pitch/17 2"):
         surge.load_preset(path)
     other.host.close()
 
@@ -242,3 +242,51 @@ def test_the_noise_floor_of_a_published_space_is_not_zero(surge):
     floor = noise_floor(surge.space, 5)
     assert len(floor) == 5
     assert 0 < floor["MSS"].mean() < 10 and floor["RMS"].mean() <= 1
+
+
+# --- the human space --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def human():
+    try:
+        synth = open_synth(ParameterSpace.load("surge_human"))
+    except SynthNotFound as error:
+        pytest.skip(str(error))
+    yield synth
+    synth.host.close()
+
+
+def test_the_human_space_says_what_surge_holds_and_repeats(human):
+    patches = drawn(human, 15)
+    assert [human.wrong(patch) for patch, _ in patches] == [[]] * 15
+    forth = [human.render(*patch, 4.0) for patch in patches]
+    back = [human.render(*patch, 4.0) for patch in reversed(patches)][::-1]
+    assert np.abs(forth).max() > 0.05
+    for a, b in zip(forth, back, strict=True):  # the last bits depend on what was there before
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1.0, np.abs(a).max()))
+
+
+def test_a_modulation_is_a_parameter_like_others(human, tmp_path):
+    patch = human.space.default_patch | {"lfo_1_to_pitch": 7.0, "a_lfo_1_amplitude": 1.0}
+    held = human.settings(human.chunk(patch))
+    assert held["a_pitch"]["modrouting"] == {17: 7.0}
+    read, missed = human.read_preset(human.save_preset(tmp_path / "x.fxp", patch, "x"))
+    assert read["lfo_1_to_pitch"] == 7.0 and missed == []
+    note = Note(60, 100, 0.0, 0.9)
+    assert (
+        np.abs(human.render(patch, note, 1.0) - human.render(human.space.default_patch, note, 1.0)).max()
+        > 0.01
+    )
+
+
+def test_a_preset_with_another_oscillator_is_read_as_far_as_it_goes(human, tmp_path):
+    text = human.space.text.replace("base:\n", "base:\n  a_osc1_type: 1\n", 1)
+    other = open_synth(ParameterSpace.parse(text))
+    patch = human.space.default_patch | {"a_osc_1_shape": 0.9, "a_filter_1_cutoff": 20.0}
+    path = other.save_preset(tmp_path / "x.fxp", patch, "x")
+    read, missed = human.read_preset(path)
+    assert read["a_osc_1_shape"] == human.space["a_osc_1_shape"].default
+    assert read["a_filter_1_cutoff"] == 20.0
+    assert "a_osc1_type 1" in missed
+    other.host.close()

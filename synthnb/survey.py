@@ -53,7 +53,10 @@ def survey(
     host = Host("synthnb.synths.vst3:Plugin", *find_plugin(plugin), name=plugin)
     keys = list(index_by_key([name for name, _, _ in host.call("parameters")]))
     own = host.call("after", [])
-    rows = [_row(key, raw, host.call("texts", i, STEPS)) for i, (key, raw) in enumerate(zip(keys, own))]
+    rows = []
+    for i, (key, raw) in enumerate(zip(keys, own)):
+        controller = key.startswith("MIDI CC ")  # JUCE shows plugins' hosts 2,080 of them
+        rows.append(_row(key, raw, [""] if controller else host.call("texts", i, STEPS)))
     note = (60, 100, 0.0, seconds / 2)
 
     def mel(values: dict[int, float]) -> np.ndarray:

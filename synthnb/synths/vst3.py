@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FOLDERS_VARIABLE = "SYNTHNB_VST3"  # more folders or bundles to look in, separated as in PATH
 SAMPLE_RATE = 44_100
 BLOCK = 32  # samples; what Surge computes at once, and a divisor of what others do
-SETTLE = 128  # blocks, 93 ms, between the last parameter and the note: what is smoothed has then arrived
+SETTLE = 64  # blocks, 46 ms, between the last parameter and the note: what is smoothed has then arrived
 NUDGE = 0.013  # of a raw value that is written first
 
 

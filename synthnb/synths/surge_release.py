@@ -102,12 +102,12 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(folder)
-    else:
-        with tarfile.open(archive) as file:
-            file.extractall(folder, filter="data")
+    opened = zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive)
+    with opened as file:
+        names = file.namelist() if archive.suffix == ".zip" else file.getnames()
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+            raise OSError("it holds files that would go elsewhere")
+        file.extractall(folder)
     found = next((p for p in sorted(folder.rglob(BUNDLE))), None)
     if found is None:
         raise SynthError(f"{archive.name} holds no {BUNDLE}")

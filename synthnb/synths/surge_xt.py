@@ -11,6 +11,7 @@ flags (`temposync`, `extend_range`, …), with `modrouting: {source: depth}` for
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import struct
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 CLASS_ID = "ABCDEF019182FAEB566D624153675854"  # of the VST3, as preset files name it
 REVISION = 24  # of the patch format; that of the 1.3 releases, which later ones read
-FXP_HEADER = struct.Struct(
-    ">4sI4sIIII28sI"
-)  # CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size
-CHUNK_HEADER = struct.Struct("<4s7I")  # sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators
+#: CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size.
+FXP_HEADER = struct.Struct(">4sI4sIIII28sI")
+#: sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators.
+CHUNK_HEADER = struct.Struct("<4s7I")
 FXP_ID = int.from_bytes(b"cjs3", "big")
 UNIT = re.compile(r"([ab]_osc\d|fx\d+)_p(?:aram)?\d")  # what belongs to an oscillator or an effect
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
@@ -68,7 +69,8 @@ class SurgeXT(VST3):
     def chunk(self, patch: Patch, name: str = "synthnb") -> bytes:
         """A patch as Surge keeps it in its presets. Raises `SpaceError` on a value that the space doesn't allow."""
         settings = {
-            key: dict(v) if isinstance(v, dict) else {"value": v} for key, v in self.space.base.items()
+            key: copy.deepcopy(v) if isinstance(v, dict) else {"value": v}
+            for key, v in self.space.base.items()
         }
         for key, p in self._keys.items():
             value = p.to_code(patch[p.name])
@@ -78,8 +80,9 @@ class SurgeXT(VST3):
             elif value:
                 settings.setdefault(target, {}).setdefault("modrouting", {})[int(source)] = float(value)
         elements = "".join(_element(key, **setting) for key, setting in settings.items())
+        title = quoteattr("".join(letter for letter in name if letter.isprintable()))
         xml = (
-            f'<?xml version="1.0" encoding="UTF-8"?><patch revision="{REVISION}"><meta name={quoteattr(name)} '
+            f'<?xml version="1.0" encoding="UTF-8"?><patch revision="{REVISION}"><meta name={title} '
             f'category="synthnb" comment="" author="synthnb" license=""/><parameters>{elements}</parameters>{REST}'
             "</patch>"
         ).encode()
@@ -225,14 +228,15 @@ def _settings(chunk: bytes, path: str | Path = "the patch") -> dict[str, dict]:
     }
 
 
-def _element(key: str, value: float, modrouting: dict | None = None, **flags) -> str:
-    kind, text = ("0", f"{value}") if isinstance(value, int) else ("2", f"{value:.14f}")
+def _element(key: str, value: float | None = None, modrouting: dict | None = None, **flags) -> str:
+    kind, text = ("0", f"{value}") if isinstance(value, int) else ("2", f"{value or 0.0:.14f}")
+    text = "" if value is None else f' value="{text}"'  # without one, Surge takes its default
     flags = "".join(f' {name}="{flag}"' for name, flag in flags.items())
     routes = "".join(
         f'<modrouting source="{source}" depth="{depth:.14f}" muted="0" source_index="0"/>'
         for source, depth in (modrouting or {}).items()
     )
-    return f'<{key} type="{kind}" value="{text}"{flags}>{routes}</{key}>'
+    return f'<{key} type="{kind}"{text}{flags}>{routes}</{key}>'
 
 
 def _same(a: float | str | None, b: float | str | None) -> bool:

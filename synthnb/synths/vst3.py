@@ -100,9 +100,7 @@ class Plugin:
     def values(self, state: bytes) -> list[float]:
         """The raw values that a state has, by index."""
         self.load(state)
-        self._plugin.raw_state = (
-            self._plugin.raw_state
-        )  # a preset alone may leave the host's values as they were
+        self._write("raw_state", self._plugin.raw_state)  # a preset alone may leave the host's values behind
         return [p.raw_value for p in self._plugin._parameters]
 
     def after(self, values: list[tuple[int, float]]) -> list[float]:

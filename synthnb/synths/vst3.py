@@ -56,11 +56,6 @@ class Plugin:
         self._initial = self._plugin.raw_state
         self._play([], BLOCK)
 
-    def about(self) -> dict[str, str]:
-        """`name`, `version` and `maker`."""
-        p = self._plugin
-        return {"name": p.name, "version": p.version, "maker": p.manufacturer_name}
-
     def parameters(self) -> list[tuple[str, float, str]]:
         """Name, raw value and text of every parameter, by index."""
         return [(p.name, p.raw_value, p.string_value) for p in self._plugin._parameters]

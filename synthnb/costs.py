@@ -17,6 +17,8 @@ from synthnb.sound import is_as_loud_as
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_synth
 
+ATTEMPTS = 100  # patches drawn for each that is wanted, of which some are silent
+
 
 def costs(
     space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = -55.0
@@ -77,7 +79,9 @@ def noise_floor(
     No match can be expected to come closer. Silent patches are left out; all is 0 (RMS 1) for a synth that repeats.
     """
     synth, rng, rows = open_synth(space), np.random.default_rng(seed), []
-    while len(rows) < patches:
+    for _ in range(ATTEMPTS * patches):
+        if len(rows) == patches:
+            break
         patch, note = space.sample(rng)
         once, again = (synth.render(patch, note, space.seconds)[: synth.channels] for _ in range(2))
         if is_as_loud_as(once, loudness_floor):

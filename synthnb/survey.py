@@ -50,7 +50,11 @@ def survey(
     Raises:
         SynthNotFound, SynthError: see `VST3`; or the plugin makes no sound.
     """
-    host = Host("synthnb.synths.vst3:Plugin", *find_plugin(plugin), name=plugin)
+    path, name = find_plugin(plugin)
+    find_plugin(
+        name
+    )  # a space holds no path, so it must be found by its name too: better told now than at the end
+    host = Host("synthnb.synths.vst3:Plugin", path, name, name=name)
     keys = list(index_by_key([name for name, _, _ in host.call("parameters")]))
     own = host.call("after", [])
     rows = []
@@ -64,6 +68,8 @@ def survey(
         return log_mel(torch.from_numpy(audio)).numpy()
 
     for i, row in enumerate(rows):
+        if row["why_not"]:
+            continue
         # A parameter that moves others is a choice of programs, not a part of a patch.
         moved = host.call("after", [(i, 1.0 if row["default"] < 0.5 else 0.0)])
         if sum(abs(raw - own[j]) > 0.01 for j, raw in enumerate(moved)) > 3:
@@ -91,7 +97,7 @@ def survey(
         if progress:
             progress(done + 1, len(free))
     host.close()
-    space = _space(plugin, rows, seconds)
+    space = _space(name, rows, seconds)
     synth = VST3(space)
     quiet = [not is_as_loud_as(synth.render(*space.sample(rng), seconds), LOUDNESS_FLOOR) for _ in range(100)]
     return space, _table(rows), {"floor": max(floors), "silent": float(np.mean(quiet))}
@@ -133,7 +139,6 @@ def _span(choices: list[str]) -> str:
 
 
 def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
-    name = plugin.rpartition(":")[2].rpartition("/")[2].removesuffix(".vst3")
     kept = [row for row in rows if not row["why_not"]]
     if not kept:
         raise SynthError(f"none of the {len(rows)} parameters of {plugin} changes its sound")
@@ -155,9 +160,9 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
             entry |= {"low": 0.0, "high": 1.0, "default": round(row["default"], 6)}
         parameters[own.replace("#", "_")] = entry
     head = {
-        "name": _identifier(name),
+        "name": _identifier(plugin),
         "synth": "vst3",
-        "plugin": name,
+        "plugin": plugin,
         "seconds": seconds,
         "note": {
             "pitch": {"kind": "integer", "low": 36, "high": 84, "default": 60},

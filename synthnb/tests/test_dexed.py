@@ -6,6 +6,7 @@ import dexed
 import numpy as np
 import pytest
 
+from synthnb.costs import noise_floor
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.dexed import LAYOUT, SAMPLE_RATE, Dexed, voice_bytes
@@ -258,3 +259,9 @@ def test_the_engine_alone_takes_less_than_the_whole_render(synth, patches):
         synth.render(patch, note, 4.0)
     whole = (time.perf_counter() - start) / 5
     assert 0 < min(synth.engine_seconds(patch, note, 4.0) for _ in range(5)) < 1.5 * whole
+
+
+def test_the_noise_floor_of_a_synth_that_repeats_is_zero_and_a_silent_space_ends(short_space):
+    floor = noise_floor(short_space, 3)
+    assert len(floor) == 3 and floor["sample"].max() == 0 and floor["MSS"].max() == 0
+    assert len(noise_floor(short_space, 1, loudness_floor=200.0)) == 0

@@ -218,3 +218,10 @@ def test_a_survey_finds_what_is_heard(jx10):
     audio = synth.render(space.default_patch, Note(60, 100, 0.0, 0.25), 0.5)
     synth.host.close()
     assert np.abs(audio).max() > 0.01
+
+
+def test_a_survey_of_what_will_not_be_found_again_stops_before_the_work(bundle, monkeypatch):
+    monkeypatch.delenv(FOLDERS_VARIABLE, raising=False)
+    monkeypatch.setattr("synthnb.synths.vst3.folders", list)
+    with pytest.raises(SynthNotFound, match=f"no VST3 plugin 'mda JX10' in .*{FOLDERS_VARIABLE}"):
+        survey(f"{bundle}:mda JX10")

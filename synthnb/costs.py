@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -11,19 +14,35 @@ import numpy as np
 import pandas as pd
 import torch
 
+from synthnb.data.generate import CLIPS_PER_BATCH
 from synthnb.features import log_mel
 from synthnb.metrics import METRICS, all_metrics
-from synthnb.sound import is_as_loud_as
+from synthnb.sound import SAMPLE_RATE, is_as_loud_as
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_synth
 
 ATTEMPTS = 100  # patches drawn for each that is wanted, of which some are silent
 
 
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """Bind this process, and what it starts, to one core; nothing where the system can't."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+@_one_core()
 def costs(
     space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = -55.0
 ) -> pd.Series:
-    """Render random patches on one core, the way `generate` does, with a clock at every step.
+    """Render random patches on one core, in batches as `generate` does, with a clock at every step.
 
     Returns:
         Milliseconds a patch to `draw`, for the `engine` to play, for all else in rendering (`set`), to `check` its
@@ -43,24 +62,31 @@ def costs(
         spent[step] += now - since
         return now
 
+    sounds = np.empty((CLIPS_PER_BATCH, synth.channels, round(space.seconds * SAMPLE_RATE)), np.float32)
     with tempfile.TemporaryDirectory() as folder, h5py.File(Path(folder, "clips.h5"), "w") as file:
-        for i in range(patches):
+        for first in range(0, patches, CLIPS_PER_BATCH):
             now = time.perf_counter()
-            patch, note = space.sample(rng)
-            now = clock("draw", now)
-            audio = synth.render(patch, note, space.seconds)[: synth.channels]
-            now = clock("set", now)
-            loud = is_as_loud_as(audio, loudness_floor)
-            now = clock("check", now)
+            drawn = [space.sample(rng) for _ in range(min(CLIPS_PER_BATCH, patches - first))]
+            clock("draw", now)
+            loud = []
+            for patch, note in drawn:
+                now = time.perf_counter()
+                sounds[len(loud)] = synth.render(patch, note, space.seconds)[: synth.channels]
+                now = clock("set", now)
+                if is_as_loud_as(sounds[len(loud)], loudness_floor):
+                    loud.append((patch, note))
+                clock("check", now)
+                # Right after, so that both meet the same state of the machine.
+                spent["engine"] += synth.engine_seconds(patch, note, space.seconds)
+            kept += len(loud)
             if loud:
-                kept += 1
-                mel = log_mel(torch.from_numpy(audio)).half().numpy()
+                now = time.perf_counter()
+                heard = torch.from_numpy(sounds[: len(loud)])
+                mel = log_mel(heard).half().numpy()
                 now = clock("featurize", now)
-                file[f"audio/{i}"], file[f"mel/{i}"] = torch.from_numpy(audio).half().numpy(), mel
-                file[f"params/{i}"] = space.encode(patch, note)
+                file[f"audio/{first}"], file[f"mel_spec/{first}"] = heard.half().numpy(), mel
+                file[f"param_array/{first}"] = np.stack([space.encode(*clip) for clip in loud])
                 clock("write", now)
-            # Right after, so that both meet the same state of the machine.
-            spent["engine"] += synth.engine_seconds(patch, note, space.seconds)
     torch.set_num_threads(threads)
     engine = spent["engine"]
     whole = sum(spent.values()) - engine

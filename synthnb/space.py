@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,6 +255,28 @@ class Parameter:
         state = np.searchsorted(self.edges, np.clip(quantile, 0, 1 - 1e-9), side="right") - 1
         return state / (self.states - 1) if self.kind == "integer" else state
 
+    def at_quantile(self, quantile: float) -> float | str:
+        """The natural value at one quantile in [0, 1): `from_unit(from_quantile(quantile))`, much faster."""
+        if self.states:
+            return self.values[bisect(self._steps, quantile)]
+        lowest, highest = self.default_quantiles or (2.0, 2.0)
+        if lowest <= quantile <= highest:
+            return float(self.default)
+        units, quantiles = self._corners
+        i = bisect(quantiles, quantile) - 1
+        if i < 0 or i == len(units) - 1:
+            return self.from_unit(units[max(i, 0)])
+        slope = (units[i + 1] - units[i]) / (quantiles[i + 1] - quantiles[i])
+        return self.from_unit(slope * (quantile - quantiles[i]) + units[i])
+
+    @functools.cached_property
+    def _steps(self) -> list[float]:
+        return self.edges[1:-1].tolist()
+
+    @functools.cached_property
+    def _corners(self) -> tuple[list[float], list[float]]:
+        return tuple(points.tolist() for points in self.curve)
+
 
 @dataclass(frozen=True)
 class ParameterSpace:
@@ -364,26 +387,9 @@ class ParameterSpace:
 
     def sample(self, rng: np.random.Generator) -> tuple[Patch, Note]:
         """Draw one patch and one note from the prior; one uniform number per parameter, in vector order."""
-        uniform = rng.random(len(self.parameters) + len(self.note))
-        states = np.count_nonzero(uniform[:, None] >= self._edges, axis=1)
-        values = [
-            choices[state] if choices else p.from_unit(p.from_quantile(u))
-            for (p, choices), u, state in zip(self._choices, uniform, states.tolist())
-        ]
-        patch = dict(zip(self._by_name, values))
+        uniform = rng.random(len(self.parameters) + len(self.note)).tolist()
+        patch = {p.name: p.at_quantile(u) for p, u in zip(self, uniform)}
         return patch, self._note({name: patch.pop(name) for name in NOTE_FIELDS})
-
-    @functools.cached_property
-    def _choices(self) -> list[tuple[Parameter, tuple]]:
-        """Every parameter with its values; none for a continuous one."""
-        return [(p, p.values if p.states else ()) for p in self]
-
-    @functools.cached_property
-    def _edges(self) -> np.ndarray:
-        """The inner edges of every parameter's states, `(parameters, most)`, filled up with 2."""
-        inner = [p.edges[1:-1] if p.states else np.empty(0) for p in self]
-        most = max(len(row) for row in inner)
-        return np.array([np.concatenate([row, np.full(most - len(row), 2.0)]) for row in inner])
 
     def _note(self, values: dict) -> Note:
         start, end = sorted((float(values["start"]), float(values["end"])))  # their ranges may overlap

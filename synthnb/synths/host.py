@@ -62,6 +62,7 @@ class Host:
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *self.target.split(":")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=os.environ | {"PYTHONPATH": path},
+            pipesize=1 << 20,
         )  # fmt: skip
         weakref.finalize(self, self._end, self._process)
 

@@ -473,7 +473,7 @@ def test_as_loud_as_is_told_by_the_loudness(seconds, channels):
     late = steady * (np.arange(steady.shape[1]) > 0.9 * steady.shape[1])
     for audio in (steady, decaying, late, 1e-3 * steady, 0 * steady):
         level = loudness(audio)
-        floors = [-90, -70, -55, -40, 0] + [level + step for step in (-20, -5, -0.01, 0.01, 5)] * (
+        floors = [-np.inf, -90, -70, -55, -40, 0] + [level + step for step in (-20, -5, -0.01, 0.01, 5)] * (
             level > -100
         )
         for floor in floors:

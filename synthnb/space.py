@@ -470,12 +470,13 @@ class ParameterSpace:
         """Sets of module tuples that can trade places in this patch without changing its sound.
 
         `[[("op1", "op2"), ("op3", "op4")]]` says that operators 1 and 2, as a pair, may swap all their settings
-        with 3 and 4. In the file: `swaps`, keyed by the value of the parameter named in `given`.
+        with 3 and 4. In the file: `swaps`, keyed by the value of the parameter named in `given` (of several, by
+        their values, with commas between); `always` holds what needs no condition.
         """
-        if not self.interchangeable:
-            return []
-        value = str(patch[self.interchangeable["given"]])
-        return [[tuple(block) for block in blocks] for blocks in self.interchangeable["swaps"].get(value, [])]
+        names = self.interchangeable.get("given", [])
+        values = ", ".join(str(patch[name]) for name in ([names] if isinstance(names, str) else names))
+        sets = self.interchangeable.get("always", []) + self.interchangeable.get("swaps", {}).get(values, [])
+        return [[tuple(block) for block in blocks] for blocks in sets]
 
     def swap(self, patch: Patch, first: tuple[str, ...], second: tuple[str, ...]) -> Patch:
         """The patch with the settings of two module tuples exchanged (`("op1",)`, `("op3",)`)."""

@@ -5,8 +5,10 @@ its presets hold) and loaded whole, so nothing of the sound before is left, type
 the file that a user gets is exactly what was rendered. What the XML doesn't mention is Surge's default.
 
 A key is Surge's name for storage (`a_pitch`), or, after a slash, how far a source moves it (`a_pitch/17`: by LFO 1).
-A space's `base` holds what all its patches share, by those names: a number, or a mapping of `value` and
-flags (`temposync`, `extend_range`, …), with `modrouting: {source: depth}` for what moves it (17 is LFO 1, 22 LFO 6).
+What belongs to an oscillator or filter of some types only names them after an at sign (`a_osc1_param0@1`: of a sine;
+`a_filter1_subtype@8.25`: of either comb). A space's `base` holds what all its patches share, by those names: a number,
+or a mapping of `value` and flags (`temposync`, `extend_range`, …), with `modrouting: {source: depth}` for what moves
+it (17 is LFO 1, 22 LFO 6).
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import functools
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
@@ -27,7 +30,7 @@ from synthnb.synths import PresetError, SynthNotFound
 from synthnb.synths.vst3 import VST3, preset_chunk, preset_file
 
 if TYPE_CHECKING:
-    from synthnb.space import Note, Patch
+    from synthnb.space import Note, Parameter, Patch
 
 CLASS_ID = "ABCDEF019182FAEB566D624153675854"  # of the VST3, as preset files name it
 REVISION = 24  # of the patch format; that of the 1.3 releases, which later ones read
@@ -36,7 +39,12 @@ FXP_HEADER = struct.Struct(">4sI4sIIII28sI")
 #: sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators.
 CHUNK_HEADER = struct.Struct("<4s7I")
 FXP_ID = int.from_bytes(b"cjs3", "big")
-UNIT = re.compile(r"([ab]_osc\d|fx\d+)_p(?:aram)?\d")  # what belongs to an oscillator or an effect
+#: What belongs to an oscillator, effect or filter and depends on its type.
+UNIT = re.compile(r"([ab]_osc\d|fx\d+|[ab]_filter\d)_(?:p(?:aram)?\d+|subtype)")
+EFFECTS = re.compile(rb"<(fx\d+_type) [^>]*value=\"(\d+)")
+KEY = re.compile(r"(\w+)(?:/(\d+))?(?:@([\d.]+))?")
+VELOCITY, FIRST_MACRO, FIRST_LFO = 1, 7, 17  # sources of modulation; there are 8 macros and 12 LFOs
+INTEGER, FLOAT = "0", "2"  # how Surge writes the type of a value
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
 
 #: What is no parameter, as Surge writes it for an untouched patch; without some of it, it assumes an older format.
@@ -58,7 +66,28 @@ class SurgeXT(VST3):
     preset_suffix = ".fxp"
 
     def _prepare(self) -> None:
-        self._keys = {p.key or p.name: p for p in self.space.parameters}
+        self._places = [Place.of(p) for p in self.space.parameters]
+
+    @functools.cached_property
+    def _known(self) -> dict[str, set[float]]:
+        """What each oscillator, effect and filter can be in this space."""
+        types = {place.target: set(place.parameter.codes) for place in self._places}
+        return {
+            key.removesuffix("_type"): types.get(key) or {float(setting["value"])}
+            for key, setting in self._base.items()
+            if key.endswith("_type")
+        }
+
+    def _active(self, patch: Patch) -> Iterator[Place]:
+        """The places that count in a patch: not those of a type that something now hasn't."""
+        types = {
+            place.target.removesuffix("_type"): place.parameter.to_code(patch[place.parameter.name])
+            for place in self._places
+            if place.target.endswith("_type")
+        }
+        for place in self._places:
+            if not place.kinds or types.get(unit_of(place.target)) in place.kinds:
+                yield place
 
     def _find(self) -> tuple[str, str | None]:
         try:
@@ -72,13 +101,12 @@ class SurgeXT(VST3):
             key: copy.deepcopy(v) if isinstance(v, dict) else {"value": v}
             for key, v in self.space.base.items()
         }
-        for key, p in self._keys.items():
+        for p, target, source, _ in self._active(patch):
             value = p.to_code(patch[p.name])
-            target, _, source = key.partition("/")
-            if not source:
-                settings.setdefault(target, {})["value"] = value if p.codes else float(value)
+            if source is None:
+                settings.setdefault(target, {})["value"] = value if p.states else float(value)
             elif value:
-                settings.setdefault(target, {}).setdefault("modrouting", {})[int(source)] = float(value)
+                settings.setdefault(target, {}).setdefault("modrouting", {})[source] = float(value)
         elements = "".join(_element(key, **setting) for key, setting in settings.items())
         title = quoteattr("".join(letter for letter in name if letter.isprintable()))
         xml = (
@@ -90,8 +118,9 @@ class SurgeXT(VST3):
 
     def render(self, patch: Patch, note: Note, seconds: float) -> np.ndarray:
         """Play one note: float32 `(2, round(seconds * 44100))`; see `VST3.render`."""
-        state = preset_file(CLASS_ID, self.chunk(patch))
-        return self.host.call("render", state, [], tuple(note), seconds, timeout=60 + 20 * seconds)
+        chunk = self.chunk(patch)
+        state, kind = preset_file(CLASS_ID, chunk), EFFECTS.findall(chunk)
+        return self.host.call("render", state, [], tuple(note), seconds, kind, timeout=60 + 20 * seconds)
 
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write an `.fxp`, or a `.vstpreset` if `path` ends so; Surge shows `name`, author and category `synthnb`."""
@@ -117,35 +146,58 @@ class SurgeXT(VST3):
         return patch
 
     def read_preset(self, path: str | Path) -> tuple[Patch, list[str]]:
-        """A preset's patch, and what else it has that the space can't say (`a_osc2_type 3`). Raises `PresetError`."""
-        heard = self.settings(read_chunk(path))
-        base = self._base
-        patch, missed = {}, []
-        # The parameters of an oscillator or effect mean something else where its type is another.
-        types = {key: setting["value"] for key, setting in base.items() if key.endswith("_type")}
-        other = {key[:-5] for key, kind in types.items() if not _same(heard.get(key, {}).get("value"), kind)}
-        for key, p in self._keys.items():
-            if (unit := UNIT.match(key)) and unit[1] in other:
+        """A preset's patch, and what is heard of it that the space can't say (`a_osc2_type 3`). Raises `PresetError`.
+
+        What velocity and macros add to a value is part of it, as they stay where they are while the note sounds.
+        """
+        state = self.host.call("state", preset_file(CLASS_ID, read_chunk(path)))
+        heard, macros = _settings(preset_chunk(state, path), path)
+        places = {(place.target, place.source) for place in self._places}
+        self._fix(heard, {VELOCITY: self.space.velocity / 127, **macros}, places)
+        # What depends on a type means something else where that is another.
+        kinds = {unit: float(heard.get(f"{unit}_type", {}).get("value", 0)) for unit in self._known}
+        other = {unit for unit, kind in kinds.items() if kind not in self._known[unit]}
+        patch = {}
+        for p, target, source, meant in self._places:
+            unit = unit_of(target)
+            if unit in other or (meant and kinds.get(unit) not in meant):
                 patch[p.name] = p.default
                 continue
-            value = _held(heard, key)
+            value = _held(heard, target, source)
             patch[p.name] = p.from_code(value)
-            if not _same(value, p.to_code(patch[p.name])):
-                missed.append(f"{p.name} {value:g}")
-        for key in heard.keys() | base.keys():
-            has, would = heard.get(key, {}), base.get(key, {})
-            if (unit := UNIT.match(key)) and unit[1] in other:
+            if p.codes and not _same(value, p.to_code(patch[p.name])):
+                patch[p.name] = p.default  # the nearest number is no similar choice
+        return patch, self._missed(heard, patch, other)
+
+    def _missed(self, heard: dict[str, dict], patch: Patch, other: set[str]) -> list[str]:
+        """What differs in Surge between settings and a patch, without what is not heard or belongs to `other` units."""
+        would, idle = self.settings(self.chunk(patch)), _idle(heard)
+        names = {(target, source): p.name for p, target, source, _ in self._active(patch)}
+        missed = []
+        for key in heard.keys() | would.keys():
+            if key.startswith(idle) or unit_of(key) in other:
                 continue
-            for flag in (has.keys() | would.keys()) - {"type", "modrouting"}:
-                if not (flag == "value" and key in self._keys) and not _same(has.get(flag), would.get(flag)):
-                    missed.append(
-                        f"{key}{'' if flag == 'value' else f' {flag}'} {float(has.get(flag) or 0):g}"
-                    )
-            routes, known = has.get("modrouting", {}), would.get("modrouting", {})
+            has, gets = heard.get(key, {}), would.get(key, {})
+            for flag in (has.keys() | gets.keys()) - {"type", "modrouting"}:
+                if not _same(has.get(flag), gets.get(flag)):
+                    name = names.get((key, None), key) if flag == "value" else f"{key} {flag}"
+                    missed.append(f"{name} {float(has.get(flag) or 0):g}")
+            routes, known = has.get("modrouting", {}), gets.get("modrouting", {})
             for source in routes.keys() | known.keys():
-                if f"{key}/{source}" not in self._keys and not _same(routes.get(source), known.get(source)):
-                    missed.append(f"{key}/{source} {routes.get(source, 0):g}")
-        return patch, sorted(missed)
+                if not _same(routes.get(source), known.get(source)):
+                    name = names.get((key, source), f"{key}/{source}")
+                    missed.append(f"{name} {routes.get(source, 0):g}")
+        return sorted(missed)
+
+    @staticmethod
+    def _fix(settings: dict[str, dict], steady: dict[int, float], places: set) -> None:
+        """Make what sources that don't move add to a parameter of the space part of its value."""
+        for key, setting in settings.items():
+            if (key, None) in places and setting["type"] == FLOAT:
+                for source in setting["modrouting"].keys() & steady.keys():
+                    if (key, source) not in places:
+                        added = setting["modrouting"].pop(source) * steady[source]
+                        setting["value"] = f"{float(setting['value']) + added}"
 
     @functools.cached_property
     def _base(self) -> dict[str, dict]:
@@ -154,22 +206,55 @@ class SurgeXT(VST3):
     def settings(self, chunk: bytes) -> dict[str, dict]:
         """What Surge makes of a chunk: by storage name `value`, flags and `modrouting`. Raises `PresetError`."""
         state = self.host.call("state", preset_file(CLASS_ID, chunk))
-        return _settings(preset_chunk(state, "the state of Surge XT"))
+        return _settings(preset_chunk(state, "the state of Surge XT"))[0]
 
     def wrong(self, patch: Patch) -> list[str]:
         """The parameters that Surge holds otherwise than `patch` says, after loading it; empty is right."""
         held = self.settings(self.chunk(patch))
-        pairs = [(p.name, _held(held, key), p.to_code(patch[p.name])) for key, p in self._keys.items()]
+        pairs = [
+            (p.name, _held(held, target, source), p.to_code(patch[p.name]))
+            for p, target, source, _ in self._active(patch)
+        ]
         return [
             f"{name} is {value:g}, not {asked:g}" for name, value, asked in pairs if not _same(value, asked)
         ]
 
 
-def _held(settings: dict[str, dict], key: str) -> float:
-    target, _, source = key.partition("/")
-    return (
-        settings[target]["modrouting"].get(int(source), 0.0) if source else float(settings[target]["value"])
-    )
+class Place(NamedTuple):
+    """Where a parameter is in Surge's patch: an element, which source moves it (None: its value), of what types."""
+
+    parameter: Parameter
+    target: str
+    source: int | None
+    kinds: frozenset[int]
+
+    @classmethod
+    def of(cls, parameter: Parameter) -> Place:
+        target, source, kinds = KEY.fullmatch(parameter.key or parameter.name).groups()
+        return cls(
+            parameter, target, source and int(source), frozenset(map(int, kinds.split(".") if kinds else ()))
+        )
+
+
+def unit_of(target: str) -> str | None:
+    """The oscillator, effect or filter (`a_osc1`) on whose type the parameter's meaning depends; None if on none."""
+    match = UNIT.match(target)
+    return match and match[1]
+
+
+def _idle(settings: dict[str, dict]) -> tuple[str, ...]:
+    """How the names begin of what a patch doesn't use: a second scene, LFOs that move nothing, empty effects."""
+    single = _held(settings, "scenemode") == 0
+    used = {source for setting in settings.values() for source in setting["modrouting"]}
+    lfos = [f"{scene}_lfo{i}_" for scene in "ab" for i in range(12) if FIRST_LFO + i not in used]
+    effects = [f"fx{i}_" for i in range(1, 17) if f"fx{i}_type" not in settings]
+    return (*lfos, *effects, *["b_"] * single)
+
+
+def _held(settings: dict[str, dict], target: str, source: int | None = None) -> float:
+    if source is None:
+        return float(settings[target]["value"])
+    return settings[target]["modrouting"].get(source, 0.0)
 
 
 def read_chunk(path: str | Path) -> bytes:
@@ -204,7 +289,8 @@ def read_chunk(path: str | Path) -> bytes:
     return chunk
 
 
-def _settings(chunk: bytes, path: str | Path = "the patch") -> dict[str, dict]:
+def _settings(chunk: bytes, path: str | Path = "the patch") -> tuple[dict[str, dict], dict[int, float]]:
+    """A chunk's settings by storage name, and where its macros are, by source."""
     if chunk[:4] != b"sub3" or len(chunk) < CHUNK_HEADER.size:
         raise PresetError(f"{path}: holds no patch of Surge XT")
     _, size, *wavetables = CHUNK_HEADER.unpack_from(chunk)
@@ -222,14 +308,21 @@ def _settings(chunk: bytes, path: str | Path = "the patch") -> dict[str, dict]:
         parameters = list(root.find("parameters"))
     except (ElementTree.ParseError, TypeError) as error:
         raise PresetError(f"{path}: its patch is damaged ({error})") from None
-    return {
-        e.tag: {**e.attrib, "modrouting": {int(m.get("source")): float(m.get("depth")) for m in e}}
+    settings = {
+        e.tag: {
+            **e.attrib,
+            "modrouting": {int(m.get("source")): float(m.get("depth")) for m in e if m.get("muted") != "1"},
+        }
         for e in parameters
     }
+    macros = {
+        FIRST_MACRO + int(m.get("i")): float(m.get("v")) for m in root.findall("customcontroller/entry")
+    }
+    return settings, macros
 
 
 def _element(key: str, value: float | None = None, modrouting: dict | None = None, **flags) -> str:
-    kind, text = ("0", f"{value}") if isinstance(value, int) else ("2", f"{value or 0.0:.14f}")
+    kind, text = (INTEGER, f"{value}") if isinstance(value, int) else (FLOAT, f"{value or 0.0:.14f}")
     text = "" if value is None else f' value="{text}"'  # without one, Surge takes its default
     flags = "".join(f' {name}="{flag}"' for name, flag in flags.items())
     routes = "".join(

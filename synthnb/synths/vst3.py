@@ -53,7 +53,7 @@ class Plugin:
             raise SynthError(f"{path} could not be loaded: {error}") from None
         if not self._plugin.is_instrument:
             raise SynthError(f"'{self._plugin.name}' is an effect, not an instrument: it plays no notes")
-        self._initial = self._plugin.raw_state
+        self._initial, self._kind = self._plugin.raw_state, ...
         self._play([], BLOCK)
 
     def parameters(self) -> list[tuple[str, float, str]]:
@@ -105,9 +105,21 @@ class Plugin:
         return [p.raw_value for p in self._plugin._parameters]
 
     def render(
-        self, state: bytes | None, values: list[tuple[int, float]], note: tuple, seconds: float
+        self,
+        state: bytes | None,
+        values: list[tuple[int, float]],
+        note: tuple,
+        seconds: float,
+        kind: object = None,
     ) -> np.ndarray:
-        """Load a state, set raw values, play one note: float32 `(2, round(seconds * 44100))`."""
+        """Load a state, set raw values, play one note: float32 `(2, round(seconds * 44100))`.
+
+        A state whose `kind` is another than that of the state before is loaded twice: what it makes anew (an effect of
+        another type) begins otherwise than what was there already.
+        """
+        if kind != self._kind:
+            self.load(state)
+            self._kind = kind
         self.load(state)
         if values:
             self.set(values)

@@ -220,11 +220,8 @@ def fit(arguments: argparse.Namespace) -> None:
     synth = open_synth(space)
     voices = []
     for bank in arguments.banks:
-        if hasattr(synth, "load_bank"):
+        with warnings.catch_warnings(action="ignore"):  # of what the space does not cover
             voices += [patch for _, patch in synth.load_bank(bank)]
-        else:
-            with warnings.catch_warnings(action="ignore"):  # of what the space does not cover
-                voices.append(synth.load_preset(bank))
     unique = list({tuple(patch.items()): patch for patch in voices}.values())
     try:
         text = fit_prior(space, unique, arguments.name)

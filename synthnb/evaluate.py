@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ SYSTEMS = {
     "flow, refined": "the best of those, refined",
 }
 REFINED = "flow, refined"
+FLOOR = "the same patch again"
 CHUNK = 4096  # training clips compared at once
 
 
@@ -76,7 +78,9 @@ def held_out_clips(folder: str | Path, count: int) -> list[Target]:
 def presets(paths: Sequence[Path], space: ParameterSpace, count: int, seed: int = 0) -> list[Target]:
     """`count` presets from files that the synth reads, each once, played with notes drawn from the space's prior."""
     synth = open_synth(space)
-    patches = {tuple(patch.items()): (name, patch) for path in paths for name, patch in synth.load_bank(path)}
+    with warnings.catch_warnings(action="ignore"):  # of what the space does not cover
+        voices = [voice for path in paths for voice in synth.load_bank(path)]
+    patches = {tuple(patch.items()): (name, patch) for name, patch in voices}
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(patches))[:count]
     patches = list(patches.values())
@@ -296,10 +300,15 @@ def _match_by_all(matcher, retrieval, target, seed, sampling) -> tuple[list[dict
     return rows, {"vector": vectors[best].tolist(), "distance": float(values[best]), "seed": flow_seed}
 
 
-def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean and 95 % bootstrap interval of every metric for every system, in the order of `SYSTEMS`."""
+def summary(table: pd.DataFrame, floor: pd.DataFrame | None = None, seed: int = 0) -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval of every metric for every system, in the order of `SYSTEMS`.
+
+    `floor`, what `costs.noise_floor` measured, comes last: no system can be expected to come closer.
+    """
     rows = []
-    for system in SYSTEMS:
+    if floor is not None:
+        table = pd.concat([table, floor.assign(system=FLOOR, renders=1)])
+    for system in [*SYSTEMS, FLOOR]:
         part = table[table["system"] == system]
         if len(part):
             cells = {

@@ -51,6 +51,10 @@ class Synth(Protocol):
         """Read a preset file. Raises `PresetError`."""
         ...
 
+    def load_bank(self, path: str | Path) -> list[tuple[str, Patch]]:
+        """Read all presets of a file, each with its name. Raises `PresetError`."""
+        ...
+
 
 def open_synth(space: ParameterSpace) -> Synth:
     """Open the synth that plays a space. Raises `SynthNotFound`."""

@@ -212,6 +212,10 @@ class VST3:
         raw = self.host.call("values", data)
         return {p.name: p.from_code(raw[self._index[p.key or p.name]]) for p in self.space.parameters}
 
+    def load_bank(self, path: str | Path) -> list[tuple[str, Patch]]:
+        """The one preset in a file, with the file's name. Raises `PresetError`."""
+        return [(Path(path).stem, self.load_preset(path))]
+
 
 def preset_file(class_id: str, chunk: bytes) -> bytes:
     """A plugin's chunk as a `.vstpreset`: a header of 48 bytes, the chunk, a list that says where it is."""

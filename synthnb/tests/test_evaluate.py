@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.evaluate import SYSTEMS, compare, evaluate, held_out_clips, summary
+from synthnb.costs import noise_floor
+from synthnb.evaluate import FLOOR, SYSTEMS, compare, evaluate, held_out_clips, summary
 from synthnb.metrics import METRICS
-from synthnb.models.checkpoint import save_model
+from synthnb.models.checkpoint import load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 
 
@@ -42,6 +43,10 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     assert (distance["flow from noise, best of 32"] <= distance["flow, one sample"]).all()
     assert distance["flow, refined"].iloc[0] <= distance["flow, best of 32"].iloc[0]
     assert list(summary(table).index) == list(SYSTEMS)
+    floor = noise_floor(load_model(first).space, 3)
+    rows = summary(table, floor)
+    assert list(rows.index) == [*SYSTEMS, FLOOR] and rows.loc[FLOOR, "n"] == 3
+    assert rows.loc[FLOOR, "MSS"] == "0.00 [0.00, 0.00]"  # the DX7 repeats
     mean, low, high = compare(table, "flow, best of 32", "best of 32 random")
     assert low <= mean <= high
 

@@ -176,7 +176,7 @@ def evaluate(
         kept = _read(out, i)
         if kept.get("key") != key(target) or (budgets[i] and kept.get("seconds") != budgets[i]):
             jobs.append((i, target))
-    pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     work = pool(
         joblib.delayed(_evaluate_one)(checkpoint, folder, out, i, target, key(target), budgets[i], sampling)
         for i, target in jobs

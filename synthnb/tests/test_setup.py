@@ -24,6 +24,7 @@ PROMISED = [
 
 #: Which notebook the files of a folder of params/ are for.
 NOTEBOOK_OF = {
+    "tour": "00_tour",
     "generate": "01_generate_data",
     "train": "02_train",
     "evaluate": "03_evaluate",

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import papermill
 import pytest
+import yaml
 
 from synthnb.costs import noise_floor
 from synthnb.data.generate import generate
@@ -344,3 +346,31 @@ def test_what_velocity_and_macros_add_is_part_of_the_value(human, tmp_path):
         human.render(read, note, 1.0), moved.render(patch, note, 1.0), rtol=0, atol=1e-4
     )
     moved.host.close()
+
+
+# --- the notebooks ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_notebooks_run_with_surge(surge, tmp_path):
+    """The smoke parameters, in the order a person would use them, with all that they write in another place."""
+    if surge.space.name != "surge_simple":
+        pytest.skip("the smoke parameters are for surge_simple")
+    root = Path(__file__).parents[2]
+    for notebook, name in {
+        "01_generate_data": "generate/surge_simple_smoke",
+        "02_train": "train/surge_smoke",
+        "03_evaluate": "evaluate/surge_smoke",
+        "04_match_a_sound": "match/surge_smoke",
+        "00_tour": "tour/surge_smoke",
+    }.items():
+        text = (root / "params" / f"{name}.yaml").read_text().replace(" ../", f" {tmp_path}/")
+        papermill.execute_notebook(
+            root / "notebooks" / f"{notebook}.ipynb",
+            tmp_path / f"{notebook}.ipynb",
+            yaml.safe_load(text),
+            cwd=root / "notebooks",
+            progress_bar=False,
+        )
+    preset = next((tmp_path / "outputs/match_surge").glob("*.fxp"))
+    assert surge.read_preset(preset)[1] == []

@@ -22,10 +22,10 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lab data train evaluate match surge lint format clean
+.PHONY: help setup demo test test-slow test-faults lab data train evaluate match surge lint format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
 
@@ -57,6 +57,9 @@ test: setup ## run the quick tests, then every notebook from top to bottom
 
 test-slow: setup ## run the tests that take minutes
 	@$(PY) -m pytest -m slow synthnb/tests || test $$? -eq 5 # 5: there are none
+
+test-faults: setup ## break datasets in every way that is known, and show what they survive
+	@$(PY) -m pytest -m "slow or not slow" -s --show-capture=no synthnb/tests/test_faults.py
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab $(ARGS) notebooks/00_tour.ipynb

@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--edits", type=int, default=1, help="of every clip that is drawn, which follow it (1)")
     c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     c.add_argument("--no-audio", action="store_true", help="keep the features only: a third of the size")
+    c.add_argument(
+        "--scheduler", help="address of a dask scheduler (tcp://host:8786) whose workers render instead"
+    )
+    c.add_argument(
+        "--part", type=_part, default=(1, 1), metavar="K/N", help="render the K-th of N parts only"
+    )
     _add_workers(c)
 
     c = command(fit, "fit", "fit a prior to patches that people made")
@@ -77,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=int, default=-1, help="processes that render (all cores)")
+
+
+def _part(text: str) -> tuple[int, int]:
+    own, _, parts = text.partition("/")
+    return int(own), int(parts)
 
 
 def _count(text: str) -> int:
@@ -205,9 +216,15 @@ def generate(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         keep_audio=not arguments.no_audio,
         edits=arguments.edits,
-        workers=arguments.workers,
+        workers=arguments.scheduler or arguments.workers,
         progress=sys.stderr.isatty(),
+        part=arguments.part,
     )
+    if not (folder / "stats.npz").is_file():
+        print(
+            f"{folder}: part {arguments.part[0]} of {arguments.part[1]} is rendered; others are still missing"
+        )
+        return
     print(f"{folder}: {arguments.train:,} train, {arguments.val:,} val and {arguments.test:,} test clips")
 
 

@@ -1,16 +1,22 @@
 """Render a dataset: parallel, resumable, and the same whatever the number of workers or what was interrupted.
 
 Clip `i` depends on `(space, seed, i)` alone; clips may come in families, one drawn from the prior and the next ones
-edits of it. Each shard is rendered by one worker, written aside and renamed when it
-is complete; a second run renders only the shards that are missing.
+edits of it. Each shard is rendered by one worker, written aside and renamed when it is complete; a second run renders
+only the shards that are missing. A worker that dies takes no more than an unfinished shard with it; a patch that
+twice crashes its plugin, or hangs it, is drawn again and noted in the shard's attribute `skipped`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import functools
 import importlib.metadata
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,10 +32,16 @@ from synthnb.edits import edit
 from synthnb.features import log_mel
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
 from synthnb.space import Note, ParameterSpace, Patch
-from synthnb.synths import Synth, open_space
+from synthnb.synths import Synth, SynthCrash, open_space
 
 ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent
 CLIPS_PER_BATCH = 32  # drawn, turned into features and written together
+CRASHES = 2  # of a synth at one patch, before that is skipped
+KILLS = 20  # of a synth at one patch, from outside, before it is no accident
+SPARE = 8 << 20  # bytes that stay free on the disk
+DEATHS = 5  # of workers in a row, without a shard between them, before generating gives up
+
+Skipped = list[tuple[int, int, str]]  # clip, attempt, what happened
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,13 @@ def sample_clips(
     indices: Sequence[int],
     loudness_floor: float,
     edits: int = 0,
+    skipped: Skipped | None = None,
 ) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
-    """`sample_clip` of many, each with its index; edits, and those of which a patch was refused, come later."""
+    """`sample_clip` of many, each with its index; edits, and those of which a patch was refused, come later.
+
+    Patches that the synth can't play without crashing are refused like silent ones, and added to `skipped`.
+    """
+    skipped = [] if skipped is None else skipped
     family = 1 + edits
     firsts: dict[int, tuple[Patch, Note]] = {}
 
@@ -79,13 +96,14 @@ def sample_clips(
         rng = np.random.default_rng([seed, index // family, attempt, index % family])
         return edit(space, *firsts[index // family], rng)
 
-    for clip in _play(space, synth, draw, sorted({i - i % family for i in indices}), loudness_floor):
+    firsts_of = sorted({i - i % family for i in indices})
+    for clip in _play(space, synth, draw, firsts_of, loudness_floor, skipped):
         index, patch, note, _ = clip
         if edits:
             firsts[index // family] = patch, note
         if index in indices:
             yield clip
-    yield from _play(space, synth, change, [i for i in indices if i % family], loudness_floor)
+    yield from _play(space, synth, change, [i for i in indices if i % family], loudness_floor, skipped)
 
 
 def _play(
@@ -94,6 +112,7 @@ def _play(
     draw: Callable[[int, int], tuple[Patch, Note]],
     indices: Sequence[int],
     loudness_floor: float,
+    skipped: Skipped,
 ) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
     """Draw a patch for every index, again and again until it is loud enough."""
     for attempt in range(ATTEMPTS):
@@ -101,7 +120,12 @@ def _play(
         drawn = [(index, *draw(index, attempt)) for index in indices]
         indices = []
         for index, patch, note in drawn:
-            audio = synth.render(patch, note, space.seconds)[: synth.channels]
+            try:
+                audio = _render(synth, patch, note, space.seconds)[: synth.channels]
+            except SynthCrash as error:
+                skipped.append((index, attempt, str(error)))
+                indices.append(index)
+                continue
             if is_as_loud_as(audio, loudness_floor):
                 yield index, patch, note, audio
             else:
@@ -114,11 +138,35 @@ def _play(
     )
 
 
+def _render(synth: Synth, patch: Patch, note: Note, seconds: float) -> np.ndarray:
+    """`synth.render`, again in a fresh process if that crashed. Raises `SynthCrash` if it is the patch."""
+    crashes = kills = 0
+    while True:
+        try:
+            return synth.render(patch, note, seconds)
+        except SynthCrash as error:
+            kills, crashes = kills + error.killed, crashes + (not error.killed)
+            if crashes == CRASHES or kills == KILLS:
+                raise
+
+
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
     """Render one shard of `length` clips. It has its final name only when it is complete."""
     space, synth = open_space(recipe.space)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        _write_shard(aside, space, synth, recipe, index * recipe.shard_size, length)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
+        raise
+    return path
+
+
+def _write_shard(
+    aside: Path, space: ParameterSpace, synth: Synth, recipe: Recipe, begin: int, length: int
+) -> None:
     # Used again for each batch: new memory costs time.
     sounds = np.zeros((CLIPS_PER_BATCH, synth.channels, round(space.seconds * SAMPLE_RATE)), dtype=np.float32)
     with h5py.File(aside, "w") as file:
@@ -126,13 +174,15 @@ def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
             asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds
         )
         file.attrs.update(velocity=space.velocity, versions=_versions())
-        datasets = {}
+        datasets, skipped = {}, []
         for first in range(0, length, CLIPS_PER_BATCH):
             count = min(CLIPS_PER_BATCH, length - first)
-            start = index * recipe.shard_size + first
+            start = begin + first
             indices = range(start, start + count)
             played = {}
-            clips = sample_clips(space, synth, recipe.seed, indices, recipe.loudness_floor, recipe.edits)
+            clips = sample_clips(
+                space, synth, recipe.seed, indices, recipe.loudness_floor, recipe.edits, skipped
+            )
             for i, patch, note, audio in clips:
                 played[i] = patch, note
                 sounds[i - start] = audio
@@ -143,12 +193,23 @@ def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
             }
             if recipe.keep_audio:
                 fields["audio"] = heard.half().numpy()  # numpy's own conversion takes four times as long
+            # HDF5 itself can crash when the disk is full.
+            if shutil.disk_usage(aside.parent).free < sum(v.nbytes for v in fields.values()) + SPARE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
             for name, values in fields.items():
                 if name not in datasets:
-                    datasets[name] = file.create_dataset(name, (length, *values.shape[1:]), values.dtype)
+                    datasets[name] = _create(file, name, (length, *values.shape[1:]), values.dtype)
                 datasets[name][first : first + count] = values
-    os.replace(aside, path)
-    return path
+        file.attrs["skipped"] = json.dumps(skipped)
+        file.flush()
+    with aside.open("rb") as written:  # whole on the disk before it has its name, should the power fail
+        os.fsync(written.fileno())
+
+
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """A dataset with checksums, in chunks of one sound or spectrogram, or of all vectors."""
+    chunk = shape if len(shape) == 2 else (1, *shape[1:])
+    return file.create_dataset(name, shape, dtype, chunks=chunk, fletcher32=True)
 
 
 @functools.cache
@@ -169,13 +230,18 @@ def missing_shards(folder: Path, recipe: Recipe, clips: int) -> list[tuple[int, 
         if not path.is_file():
             missing.append((index, length))
             continue
-        with h5py.File(path, "r") as file:
-            for name, value in asdict(recipe).items():
-                if file.attrs.get(name) != value:
-                    old, new = (file.attrs.get(name), value) if name != "space" else ("another", "this one")
-                    raise DatasetError(f"{path} was made with {name} = {old}, not {new}; use an empty folder")
-            if len(file["param_array"]) != length:  # the last shard of a smaller dataset that now grows
-                missing.append((index, length))
+        try:
+            with h5py.File(path, "r") as file:
+                attributes, clips_in_it = dict(file.attrs), len(file["param_array"])
+        except (OSError, KeyError):  # damaged; it is rendered again
+            missing.append((index, length))
+            continue
+        for name, value in asdict(recipe).items():
+            if attributes.get(name) != value:
+                old, new = (attributes.get(name), value) if name != "space" else ("another", "this one")
+                raise DatasetError(f"{path} was made with {name} = {old}, not {new}; use an empty folder")
+        if clips_in_it != length:  # the last shard of a smaller dataset that now grows
+            missing.append((index, length))
     return missing
 
 
@@ -190,22 +256,27 @@ def generate(
     keep_audio: bool = True,
     shard_size: int = 500,
     edits: int = 0,
-    workers: int = -1,
+    workers: int | str = -1,
     progress: bool = True,
+    part: tuple[int, int] = (1, 1),
 ) -> Path:
     """Render a dataset of `train + val + test` clips into `folder`, or finish one that was interrupted.
 
     Args:
         folder: created if needed; every file that is complete is kept.
         train, val, test, seed, loudness_floor, keep_audio, shard_size, edits: see `Recipe`.
-        workers: processes, each with a synth of its own; -1 takes all cores.
+        workers: processes, each with a synth of its own; -1 takes all cores. Or the address of a dask scheduler
+            (`tcp://host:8786`), whose workers see `folder` by the same path.
         progress: show a bar that counts clips.
+        part: `(k, n)` renders the k-th of n equal parts, so that n machines fill one folder, or folders whose shards
+            are then put together; who finds all shards there writes the splits.
 
     Returns:
         The folder.
 
     Raises:
-        DatasetError: the folder holds shards made otherwise, or the space is silent.
+        DatasetError: the folder holds shards made otherwise, the space is silent, workers die again and again, or
+            the disk is full. What is complete stays, and the same command goes on from there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -215,13 +286,20 @@ def generate(
         raise DatasetError(f"{splits} clips in shards of {shard_size}: at least one training clip is needed")
     if edits < 0 or any(count % (1 + edits) for count in splits.values()):
         raise DatasetError(f"{splits} clips with {edits} edits each: all must be multiples of {1 + edits}")
+    own, parts = part
+    if not 1 <= own <= parts:
+        raise DatasetError(f"part {own} of {parts}: the first is 1, the last {parts}")
     recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size, edits)
-    todo = missing_shards(folder, recipe, clips)
-    for leftover in folder.glob("*.partial-*"):
-        leftover.unlink()
-    with tqdm(total=clips, initial=clips - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
-        for length in _render(folder, recipe, todo, workers):
+    todo = [shard for shard in missing_shards(folder, recipe, clips) if shard[0] % parts == own - 1]
+    for index in range(own - 1, len(shard_lengths(clips, shard_size)), parts):
+        for leftover in folder.glob(f"{shard_path(folder, index).stem}.partial-*"):
+            leftover.unlink()
+    count = sum(shard_lengths(clips, shard_size)[own - 1 :: parts])
+    with tqdm(total=count, initial=count - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
+        for length in _render_shards(folder, recipe, todo, workers):
             bar.update(length)
+    if parts > 1 and missing_shards(folder, recipe, clips):
+        return folder
     stats = folder / "stats.npz"
     if todo or not stats.is_file() or not _splits_are(folder, splits):
         stats.unlink(missing_ok=True)  # it comes last: where it is, the folder is complete
@@ -230,18 +308,61 @@ def generate(
     return folder
 
 
-def _render(folder: Path, recipe: Recipe, todo: list[tuple[int, int]], workers: int) -> Iterator[int]:
+def _render_shards(
+    folder: Path, recipe: Recipe, todo: list[tuple[int, int]], workers: int | str
+) -> Iterator[int]:
+    """Render shards in parallel, and once more those that a dying worker has left; yields their lengths."""
+
     def one(index: int, length: int) -> int:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # workers share the cores; a single worker is this process
         try:
             write_shard(folder, recipe, index, length)
+        except OSError as error:
+            raise _in_words(folder, error) from error
         finally:
             torch.set_num_threads(threads)
-        return length
+        return index
 
-    pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-    yield from pool(joblib.delayed(one)(index, length) for index, length in todo)
+    lengths, deaths = dict(todo), 0
+    with _backend(workers) as (jobs, died):
+        while lengths:
+            pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+            try:
+                for index in pool(joblib.delayed(one)(*shard) for shard in list(lengths.items())):
+                    deaths = 0
+                    yield lengths.pop(index)
+            except died as error:
+                deaths += 1
+                if deaths == DEATHS:
+                    raise DatasetError(
+                        f"workers died {DEATHS} times in a row ({str(error).splitlines()[0]}); is there memory for "
+                        f"{jobs} of them? What is complete in {folder} stays"
+                    ) from error
+
+
+@contextlib.contextmanager
+def _backend(workers: int | str) -> Iterator[tuple[int, tuple[type[Exception], ...]]]:
+    """How joblib runs jobs: how many at a time, and what is raised when a worker dies."""
+    if not isinstance(workers, str):
+        yield workers, (BrokenProcessPool,)
+        return
+    import distributed
+
+    try:
+        client = distributed.Client(workers, timeout=30)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"no dask scheduler answers at {workers}: {error}") from error
+    with client, joblib.parallel_config("dask"):
+        yield -1, (distributed.KilledWorker, distributed.comm.CommClosedError)
+
+
+def _in_words(folder: Path, error: OSError) -> Exception:
+    if error.errno != errno.ENOSPC:
+        return error
+    return DatasetError(
+        f"the disk of {folder} is full; what is complete stays, and with more room it goes on"
+    )
 
 
 def _splits_are(folder: Path, splits: dict[str, int]) -> bool:

@@ -16,6 +16,17 @@ class SynthError(RuntimeError):
     """A synth that cannot do what was asked, that crashed or that hangs; the message says which."""
 
 
+class SynthCrash(SynthError):
+    """A synth whose process ended in the middle of a call, or was stopped as it hung.
+
+    `killed`: by SIGKILL, which comes from outside (a person, a machine without memory), so the patch isn't to blame.
+    """
+
+    def __init__(self, message: str, killed: bool = False):
+        super().__init__(message)
+        self.killed = killed
+
+
 class SynthNotFound(SynthError):
     """The synth is not known or not installed; the message says how to get it."""
 

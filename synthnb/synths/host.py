@@ -18,7 +18,9 @@ import threading
 import weakref
 from pathlib import Path
 
-from synthnb.synths import SynthError
+import psutil
+
+from synthnb.synths import SynthCrash
 
 ROOT = Path(__file__).parents[2]  # where `synthnb` is found
 
@@ -26,11 +28,15 @@ ROOT = Path(__file__).parents[2]  # where `synthnb` is found
 class Host:
     """Calls methods of an object that lives in another process.
 
+    A process that leaks is ended when it holds more than `memory` bytes; the next call starts it again.
+
     Args:
         target: `package.module:Class` of the object; arguments and results must pickle.
         arguments: it is made with these, again after a crash.
         name: what error messages call it.
     """
+
+    memory = 4 << 30
 
     def __init__(self, target: str, *arguments, name: str):
         self.target, self.arguments, self.name = target, arguments, name
@@ -38,12 +44,15 @@ class Host:
         self._process: subprocess.Popen | None = None
 
     def call(self, method: str, *arguments, timeout: float = 60.0):
-        """What the object's method returns. Raises what that raises; `SynthError` on a crash or after `timeout` s."""
+        """What the object's method returns. Raises what that raises; `SynthCrash` on a crash or after `timeout` s."""
         with self._lock:
             if self._process is None:
                 self._start()
                 self._ask("__init__", self.arguments, 120.0)
-            return self._ask(method, arguments, timeout)
+            result = self._ask(method, arguments, timeout)
+            if psutil.Process(self._process.pid).memory_info().rss > self.memory:
+                self.close()
+            return result
 
     @property
     def pid(self) -> int | None:
@@ -79,8 +88,9 @@ class Host:
             said = self._last_words()
             self.close()
             if late.is_set():
-                raise SynthError(f"{self.name} did not answer for {timeout:g} s and was stopped") from None
-            raise SynthError(f"{self.name} crashed ({_cause(code)}){said}") from None
+                raise SynthCrash(f"{self.name} did not answer for {timeout:g} s and was stopped") from None
+            killed = code == -getattr(signal, "SIGKILL", 0)
+            raise SynthCrash(f"{self.name} crashed ({_cause(code)}){said}", killed) from None
         except BaseException:  # an interrupt: its answer would be taken for the next one's
             self.close()
             raise

@@ -79,7 +79,7 @@ def test_the_layout_is_that_of_the_design(dataset, space):
             assert "dexed-py" in versions and "synthnb" in versions and "torch" in versions
             assert attributes == {
                 "space_name": "dexed", "seed": 0, "loudness_floor": -55.0, "keep_audio": True, "shard_size": 32,
-                "edits": 0, "sample_rate": 44_100, "seconds": 4.0, "velocity": 100,
+                "edits": 0, "sample_rate": 44_100, "seconds": 4.0, "velocity": 100, "skipped": "[]",
             }  # fmt: skip
 
 

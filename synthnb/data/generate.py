@@ -123,7 +123,7 @@ def _play(
             try:
                 audio = _render(synth, patch, note, space.seconds)[: synth.channels]
             except SynthCrash as error:
-                skipped.append((index, attempt, str(error)))
+                skipped.append((index, attempt, str(error).partition(": ")[0]))  # its last words may name paths
                 indices.append(index)
                 continue
             if is_as_loud_as(audio, loudness_floor):
@@ -151,7 +151,7 @@ def _render(synth: Synth, patch: Patch, note: Note, seconds: float) -> np.ndarra
 
 
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
-    """Render one shard of `length` clips. It has its final name only when it is complete."""
+    """Render one shard of `length` clips. It has its final name only when it is complete. Raises `OSError`."""
     space, synth = open_space(recipe.space)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
@@ -200,7 +200,7 @@ def _write_shard(
                 if name not in datasets:
                     datasets[name] = _create(file, name, (length, *values.shape[1:]), values.dtype)
                 datasets[name][first : first + count] = values
-        file.attrs["skipped"] = json.dumps(skipped)
+        file.attrs["skipped"] = json.dumps(skipped[:500])  # an attribute holds 64 KB
         file.flush()
     with aside.open("rb") as written:  # whole on the disk before it has its name, should the power fail
         os.fsync(written.fileno())

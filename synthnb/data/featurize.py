@@ -11,6 +11,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import joblib
@@ -40,8 +41,8 @@ def add_features(
     """Add the column `name` to every shard of a dataset that lacks it, and to `train.h5`, `val.h5` and `test.h5`.
 
     It is computed from the stored audio or, where that was not kept, from the clips rendered again; it is stored as
-    float16. Stored audio is float16 too, which changes spectrograms by 0.01 dB on average, but cells near the floor by up
-    to 3 dB. One shard after the other is on disk twice. Don't generate into the folder meanwhile.
+    float16. Stored audio is float16 too, which changes spectrograms by 0.01 dB on average, but cells near the floor by
+    up to 3 dB. One shard after the other is on disk twice. Don't generate into the folder meanwhile.
 
     Args:
         folder: what `generate` wrote, or another folder with virtual files in that layout.
@@ -65,7 +66,8 @@ def add_features(
     splits = [
         folder / f"{split}.h5" for split in SPLITS if split == "train" or (folder / f"{split}.h5").exists()
     ]
-    shards = sorted({shard for split in splits for shard in _shards_of(split)})
+    rows = {split: _rows(split) for split in splits}
+    shards = sorted({piece.shard for pieces in rows.values() for piece in pieces})
     for parent in {path.parent for path in (*shards, *splits)}:
         for leftover in parent.glob(f"*.partial-{name}-*"):
             leftover.unlink()
@@ -88,7 +90,7 @@ def add_features(
                 for clips in _add_column(shard, name, compute, origin, batch, workers):
                     bar.update(clips)
     for split in splits:
-        _show_column(split, name, lengths)
+        _show_column(split, name, rows[split], lengths)
     if name == "mel_spec" and not (folder / "stats.npz").is_file():
         write_stats(folder)
     return folder
@@ -102,12 +104,31 @@ def _open(name: str, device: str, weights: str | Path | None) -> tuple[Compute, 
     return encoder, encoder.origin
 
 
-def _shards_of(split: Path) -> list[Path]:
+class Rows(NamedTuple):
+    """`count` rows of a virtual file, from `first` on: those of a shard from `start` on."""
+
+    shard: Path
+    first: int
+    start: int
+    count: int
+
+
+def _rows(split: Path) -> list[Rows]:
+    """Where a virtual file has its rows of `param_array` from; a plain file has them from itself."""
     with open_split(split) as file:
-        rows = file["param_array"]
-        if not rows.is_virtual:
-            return [split] if len(rows) else []
-        return [split.parent / source.file_name for source in rows.virtual_sources()]
+        vectors = file["param_array"]
+        if not vectors.is_virtual:
+            return [Rows(split, 0, 0, len(vectors))] if len(vectors) else []
+        found = []
+        for source in vectors.virtual_sources():
+            (first, *_), (last, *_) = source.vspace.get_select_bounds()
+            start, stop = 0, last - first  # of a shard that is taken whole HDF5 tells no bounds
+            if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:
+                (start, *_), (stop, *_) = source.src_space.get_select_bounds()
+            if stop - start != last - first:
+                raise DatasetError(f"{split} takes every so many rows of its shards; join whole ranges")
+            found.append(Rows(split.parent / source.file_name, first, start, last + 1 - first))
+        return found
 
 
 def _add_column(
@@ -129,9 +150,7 @@ def _add_column(
                 column[first : first + len(values)] = values
                 first += len(values)
                 yield len(values)
-        with open(
-            aside, "rb"
-        ) as written:  # it takes the place of a good shard: a power cut must not leave neither
+        with open(aside, "rb") as written:  # a power cut must not cost the shard whose place it takes
             os.fsync(written.fileno())
         aside.replace(path)
     finally:
@@ -157,8 +176,8 @@ def _render(text: str, vectors: np.ndarray) -> np.ndarray:
     return np.stack([synth.render(*space.decode(v), space.seconds)[: synth.channels] for v in vectors])
 
 
-def _show_column(split: Path, name: str, lengths: dict[Path, int]) -> None:
-    """Map one more column of the shards into a virtual file, the same rows as of `param_array`."""
+def _show_column(split: Path, name: str, rows: list[Rows], lengths: dict[Path, int]) -> None:
+    """Map one more column of the shards into a virtual file, in the same rows as `param_array`."""
     with h5py.File(split, "r") as file:
         if name in file:
             return
@@ -168,18 +187,11 @@ def _show_column(split: Path, name: str, lengths: dict[Path, int]) -> None:
     try:
         shutil.copy(split, aside)
         with h5py.File(aside, "r+") as file:
-            rows = file["param_array"]
-            layout = h5py.VirtualLayout((len(rows), *shape), dtype)
-            for source in rows.virtual_sources() if rows.is_virtual else ():
-                (first, *_), (last, *_) = source.vspace.get_select_bounds()
-                start, stop = 0, last - first  # HDF5 says nothing else of a shard that is taken whole
-                if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:
-                    (start, *_), (stop, *_) = source.src_space.get_select_bounds()
-                if stop - start != last - first:
-                    raise DatasetError(f"{split} takes every so many rows of its shards; join whole ranges")
-                length = lengths[split.parent / source.file_name]
-                column = h5py.VirtualSource(source.file_name, name, (length, *shape), dtype)
-                layout[first : last + 1] = column[start : stop + 1]
+            layout = h5py.VirtualLayout((len(file["param_array"]), *shape), dtype)
+            for shard, first, start, count in rows:
+                where = os.path.relpath(shard, split.parent)  # so that the folder can be moved
+                column = h5py.VirtualSource(where, name, (lengths[shard], *shape), dtype)
+                layout[first : first + count] = column[start : start + count]
             file.create_virtual_dataset(name, layout)
         aside.replace(split)
     finally:

@@ -71,6 +71,15 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_workers(c)
 
+    c = command(featurize, "featurize", "add a feature to a dataset, or go on with one that was interrupted")
+    c.add_argument("folder", type=Path, help="the dataset; its shards are copied one after the other")
+    c.add_argument("--feature", required=True, choices=("mel_spec", "music2latent"), help="which one")
+    c.add_argument("--batch", type=_count, default=8, help="clips at once; fewer need less memory (8)")
+    c.add_argument(
+        "--weights", type=Path, help="music2latent.pt (what SYNTHNB_MUSIC2LATENT names, else downloaded)"
+    )
+    _add_workers(c)
+
     c = command(fit, "fit", "fit a prior to patches that people made")
     c.add_argument(
         "banks", type=Path, nargs="+", metavar="PRESET", help="presets or banks; equal voices count once"
@@ -228,6 +237,20 @@ def generate(arguments: argparse.Namespace) -> None:
     print(f"{folder}: {arguments.train:,} train, {arguments.val:,} val and {arguments.test:,} test clips")
 
 
+def featurize(arguments: argparse.Namespace) -> None:
+    from synthnb.data.featurize import add_features
+
+    folder = add_features(
+        arguments.folder,
+        arguments.feature,
+        arguments.batch,
+        weights=arguments.weights,
+        workers=arguments.workers,
+        progress=sys.stderr.isatty(),
+    )
+    print(f"{folder}: every clip has {arguments.feature}")
+
+
 def fit(arguments: argparse.Namespace) -> None:
     from synthnb.fit import fit_prior, write_space
     from synthnb.space import ParameterSpace
@@ -252,6 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; `argv` defaults to the process's. Returns the exit code."""
     arguments = parser().parse_args(argv)
     from synthnb.data.shards import DatasetError  # after parsing, so that --help is quick
+    from synthnb.latents import LatentsError
     from synthnb.models.checkpoint import CheckpointError
     from synthnb.sound import UnusableSound
     from synthnb.space import SpaceError
@@ -259,7 +283,15 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         arguments.run(arguments)
-    except (CheckpointError, DatasetError, PresetError, SpaceError, SynthError, UnusableSound) as error:
+    except (
+        CheckpointError,
+        DatasetError,
+        LatentsError,
+        PresetError,
+        SpaceError,
+        SynthError,
+        UnusableSound,
+    ) as error:
         print(f"synthnb: {error}", file=sys.stderr)
         return 2
     except OSError as error:

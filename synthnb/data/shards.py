@@ -1,21 +1,22 @@
 """The HDF5 layout of a dataset folder.
 
 `shard-00000.h5 …` hold consecutive clips: `param_array (n, width) float32`, `mel_spec (n, channels, 128, frames)
-float16` and, if kept, `audio (n, channels, samples) float16`; attributes say how they were made. With `edits` = k among
-them, every (k + 1)th clip was drawn from the prior, and the k after it are edits of it. `val.h5`, `test.h5`
-and `train.h5` are virtual datasets over the shards, with relative paths, so that a folder can be moved; `stats.npz`
-holds `mean` and `std` of the training clips' `mel_spec`, each `(channels, 128, frames)`. Names and shapes follow the
-synth-permutations datasets.
+float16` and, if kept, `audio (n, channels, samples) float16`; `featurize` adds `music2latent (n, channels * 64, frames)
+float16`. Attributes say how they were made. With `edits` = k among them, every (k + 1)th clip was drawn from the prior,
+and the k after it are edits of it. `val.h5`, `test.h5` and `train.h5` are virtual datasets over the shards, with
+relative paths, so that a folder can be moved; `stats.npz` holds `mean` and `std` of the training clips' `mel_spec`,
+each `(channels, 128, frames)`. Names and shapes follow the synth-permutations datasets.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-FIELDS = ("audio", "mel_spec", "param_array")
+FIELDS = ("audio", "mel_spec", "music2latent", "param_array")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
 
 
@@ -36,16 +37,22 @@ def shard_lengths(clips: int, shard_size: int) -> list[int]:
 def write_splits(folder: Path, lengths: list[int], splits: dict[str, int]) -> None:
     """Write `val.h5`, `test.h5`, `train.h5`: virtual datasets over shards of the given `lengths`.
 
-    `splits` says how many clips each takes, in the order of `SPLITS`, from the first clip on.
+    `splits` says how many clips each takes, in the order of `SPLITS`, from the first clip on. A field that one of the
+    shards lacks (a feature was added, then the dataset grew) is left out: HDF5 would read zeros there.
     """
     edges = np.concatenate([[0], np.cumsum(lengths)])
+    everywhere = set(FIELDS)
+    for index in range(len(lengths)):
+        with h5py.File(shard_path(folder, index), "r") as shard:
+            everywhere &= set(shard)
     with h5py.File(shard_path(folder, 0), "r") as shard:
-        shapes = {name: (shard[name].shape[1:], shard[name].dtype) for name in FIELDS if name in shard}
+        shapes = {name: (shard[name].shape[1:], shard[name].dtype) for name in FIELDS if name in everywhere}
         attributes = dict(shard.attrs)
     first = 0
     for split in SPLITS:
         count = splits[split]
-        with h5py.File(folder / f"{split}.h5", "w") as file:
+        aside = folder / f"{split}.partial-{os.getpid()}"
+        with h5py.File(aside, "w") as file:
             file.attrs.update(attributes)
             for name, (shape, dtype) in shapes.items():
                 layout = h5py.VirtualLayout((count, *shape), dtype)
@@ -57,6 +64,7 @@ def write_splits(folder: Path, lengths: list[int], splits: dict[str, int]) -> No
                         )
                         layout[low - first : high - first] = source[low - start : high - start]
                 file.create_virtual_dataset(name, layout)
+        aside.replace(folder / f"{split}.h5")
         first += count
 
 

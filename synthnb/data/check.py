@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,19 +201,19 @@ def _check_splits(folder: Path, family: int) -> tuple[dict[str, int], list[str]]
     again = "run the same command again that made the dataset"
     for split in SPLITS:
         path = folder / f"{split}.h5"
-        try:
-            with open_split(path) as file:
-                clips[split] = len(file["param_array"])
-                pieces = read_pieces(file)
-        except DatasetError as error:
-            problems.append(f"{error}" if path.is_file() else f"{path.name}: missing; {again}")
+        if not path.is_file():
+            problems.append(f"{path.name}: missing; {again}")
             continue
+        try:
+            with h5py.File(path, "r") as file:
+                pieces = read_pieces(file)
         except UNREADABLE as error:
             problems.append(f"{path.name}: not readable ({error}); delete it and {again}")
             continue
-        taken += [
-            (str(find_source(path, p.file).resolve()), p.first, p.first + p.count, split) for p in pieces
-        ]
+        clips[split] = sum(piece.count for piece in pieces)
+        for piece in pieces:
+            if found := find_source(path, piece.file):  # what is missing was named before
+                taken.append((str(found.resolve()), piece.first, piece.first + piece.count, split))
         if clips[split] % family:
             problems.append(f"{path.name}: {clips[split]} clips are not whole families of {family}; {again}")
     taken.sort()
@@ -327,7 +328,7 @@ def _check_stats(folder: Path, readable: bool) -> list[str]:
     try:
         with np.load(path) as stats:
             kept = stats["mean"], stats["std"]
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except (*UNREADABLE, EOFError, zipfile.BadZipFile) as error:
         return [f"stats.npz: not readable ({error}); {again}"]
     if not readable:  # what it should be can't be told
         return []

@@ -72,9 +72,11 @@ def read_pieces(file: h5py.File) -> list[Piece]:
         return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))]
     found = []
     for source in vectors.virtual_sources():
-        (at, *_), _ = source.vspace.get_select_bounds()
-        (first, *_), (last, *_) = source.src_space.get_select_bounds()
-        found.append((at, Piece(source.file_name, source.src_space.shape[0], first, last - first + 1)))
+        (at, *_), (last, *_) = source.vspace.get_select_bounds()
+        first, length = 0, last - at + 1
+        if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
+            (first, *_), length = source.src_space.get_select_bounds()[0], source.src_space.shape[0]
+        found.append((at, Piece(source.file_name, length, first, last - at + 1)))
     return [piece for _, piece in sorted(found)]
 
 
@@ -134,15 +136,13 @@ def open_split(path: str | Path) -> h5py.File:
                 f"{path} needs {missing[0]}{others}, not found from where it lies; put the shards back, or run the "
                 "command again that made the dataset"
             )
-        for source in sources[:1]:
-            with h5py.File(find_source(path, source), "r") as shard:
-                need_decompressors(shard)
+        for source in sources[:1]:  # all were made alike
+            with open_split(find_source(path, source)):
+                pass
         need_decompressors(file)
-    except (DatasetError, OSError) as error:
+    except DatasetError:
         file.close()
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path} or the first shard behind it is not readable: {error}") from error
+        raise
     return file
 
 

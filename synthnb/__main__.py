@@ -36,8 +36,10 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--name", help="of the preset (the sound's file name)")
     _add_workers(c)
 
-    c = command(info, "info", "describe a checkpoint: its space, its sizes, how it was trained")
-    c.add_argument("checkpoint", help="a name such as dexed, or the path of a .safetensors file")
+    c = command(info, "info", "describe a checkpoint or a dataset: its space, its sizes, how it was made")
+    c.add_argument(
+        "what", help="a name such as dexed, the path of a .safetensors file, or a dataset's folder"
+    )
 
     c = command(
         space, "space", "list the parameters of a space and their priors, or make one for a VST3 plugin"
@@ -80,6 +82,23 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_workers(c)
 
+    c = command(
+        check, "check", "read a whole dataset and name what is wrong with it; exit code 1 if anything is"
+    )
+    c.add_argument("folder", type=Path, help="of the dataset")
+    _add_space(c)
+
+    c = command(subset, "subset", "make a smaller dataset over the shards of another, copying nothing")
+    c.add_argument("folder", type=Path, help="of the dataset")
+    c.add_argument("--clips", type=_count, required=True, help="for training; validation and test stay whole")
+    c.add_argument("--out", type=Path, required=True, help="a new folder")
+    c.add_argument("--seed", type=int, default=0, help="of the choice (0)")
+    _add_space(c)
+
+    c = command(export, "export", "copy a dataset into the layout that synth-permutations reads")
+    c.add_argument("folder", type=Path, help="of the dataset")
+    c.add_argument("--out", type=Path, required=True, help="a new folder")
+
     c = command(fit, "fit", "fit a prior to patches that people made")
     c.add_argument(
         "banks", type=Path, nargs="+", metavar="PRESET", help="presets or banks; equal voices count once"
@@ -97,6 +116,10 @@ def _add_workers(command: argparse.ArgumentParser) -> None:
 def _part(text: str) -> tuple[int, int]:
     own, _, parts = text.partition("/")
     return int(own), int(parts)
+
+
+def _add_space(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--space", help="of a dataset that doesn't say it: a space's name or .yaml file")
 
 
 def _count(text: str) -> int:
@@ -159,10 +182,14 @@ def match(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
+    from synthnb.data.check import describe
     from synthnb.models.checkpoint import checkpoint_path, load_model, read_record
 
-    model = load_model(arguments.checkpoint)
-    space, path = model.space, checkpoint_path(arguments.checkpoint)
+    if any(Path(arguments.what).glob("*.h5")):
+        print(*describe(arguments.what), sep="\n")
+        return
+    model = load_model(arguments.what)
+    space, path = model.space, checkpoint_path(arguments.what)
     weights = sum(p.numel() for p in model.parameters())
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {weights:,} weights")
     print(f"space '{space.name}' for {space.synth}: {len(space.parameters)} parameters, {space.seconds:g} s")
@@ -251,6 +278,35 @@ def featurize(arguments: argparse.Namespace) -> None:
     print(f"{folder}: every clip has {arguments.feature}")
 
 
+def check(arguments: argparse.Namespace) -> int:
+    from synthnb.data.check import check, describe
+    from synthnb.data.shards import DatasetError
+
+    problems = check(arguments.folder, arguments.space)
+    try:
+        print(*describe(arguments.folder, arguments.space), sep="\n")
+    except DatasetError:  # it is among the problems
+        print(arguments.folder)
+    for problem in problems:
+        print(f"PROBLEM {problem}")
+    print(f"{len(problems)} problems" if problems else "every clip was read: no problems")
+    return int(bool(problems))
+
+
+def subset(arguments: argparse.Namespace) -> None:
+    from synthnb.data.subset import write_subset
+
+    a = arguments
+    out = write_subset(a.folder, a.out, a.clips, a.seed, a.space)
+    print(f"{out}: {a.clips:,} training clips of {a.folder}; the two can be moved together")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    from synthnb.data.export import export
+
+    print(f"{export(arguments.folder, arguments.out)}: dataset_root for synth-permutations' SurgeDataModule")
+
+
 def fit(arguments: argparse.Namespace) -> None:
     from synthnb.fit import fit_prior, write_space
     from synthnb.space import ParameterSpace
@@ -282,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     from synthnb.synths import PresetError, SynthError
 
     try:
-        arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except (
         CheckpointError,
         DatasetError,
@@ -300,7 +356,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsynthnb: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from synthnb.data.datamodule import coarse, coarse_copy
-from synthnb.data.shards import open_split
+from synthnb.data.shards import open_split, read_space
 from synthnb.edits import edit
 from synthnb.features import log_mel
 from synthnb.library import cells
@@ -62,10 +62,13 @@ class Target:
     recorded: bool = False
 
 
-def held_out_clips(folder: str | Path, count: int) -> list[Target]:
-    """The first `count` test clips of a dataset that were drawn from the prior, rendered from their parameters."""
+def held_out_clips(folder: str | Path, count: int, space: str | Path | None = None) -> list[Target]:
+    """The first `count` test clips of a dataset that were drawn from the prior, rendered from their parameters.
+
+    `space` is the name or path of its space, for a dataset whose attributes do not say it.
+    """
     with open_split(Path(folder) / "test.h5") as file:
-        space = ParameterSpace.parse(file.attrs["space"])
+        space = read_space(file, space)
         family = 1 + int(file.attrs.get("edits", 0))
         vectors = file["param_array"][::family][:count]
     synth = open_synth(space)

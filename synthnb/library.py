@@ -78,6 +78,9 @@ class Library:
             with open_split(folder / f"{split}.h5") as file:
                 before += len(file["param_array"])
         with open_split(folder / "train.h5") as file:
+            if "seed" not in file.attrs:
+                raise DatasetError(f"{folder} was not made by generate: its clips cannot be drawn again")
+            before = int(file.attrs.get("first_clip", before))  # of a subset
             family, seed = 1 + int(file.attrs.get("edits", 0)), int(file.attrs["seed"])
             text, vectors = file.attrs["space"], file["param_array"][::family]
         parts = range(0, len(vectors), CHUNK)

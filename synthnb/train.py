@@ -120,7 +120,7 @@ def train(
         trainer.fit(model, data, ckpt_path=last if skip else None, weights_only=False)
     if skip >= settings.steps:  # nothing was left to do; Lightning restored the last weights, not the average
         model.load_state_dict(torch.load(last, weights_only=False, map_location="cpu")["state_dict"])
-    model.library = Library.build(folder)
+    model.library = Library.build(folder) if data.seeded else None
     curves = _curves(out)
     validated = curves[["step", "val_loss"]].dropna()
     record = {
@@ -129,7 +129,7 @@ def train(
         "steps": trainer.global_step,
         "batch_size": batch_size,
         "seed": seed,
-        "library": len(model.library),
+        "library": len(model.library or ()),
         "seconds": round(progress.seconds),
         "clips_per_second": round(progress.clips / max(progress.seconds, 1e-9), 1),
         "parameters": sum(p.numel() for p in model.parameters()),

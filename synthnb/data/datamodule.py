@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from synthnb.data.shards import DatasetError, open_split
+from synthnb.data.shards import DatasetError, open_split, read_space
 from synthnb.space import ParameterSpace
 
 CHUNK = 1024  # clips read at once
@@ -118,22 +118,33 @@ class ClipData(lightning.LightningDataModule):
     """A dataset folder as Lightning takes it.
 
     Args:
-        folder: what `generate` wrote.
+        folder: what `generate` wrote, or a folder of the synth-permutations family.
         batch_size: clips per training step.
         workers: loader processes; 0 reads in the training process, which is enough for a CPU.
         skip: see `Clips`.
+        space: name or path of the space, for a dataset whose attributes do not say it.
 
     Attributes:
-        space: the dataset's own, read from its attributes.
+        space: the dataset's own.
+        seeded: whether `generate` made it, so that its clips can be drawn again.
         mean, std: of a coarse band over training clips and times, float32 `(channels, bands, 1)`, in dB.
     """
 
-    def __init__(self, folder: str | Path, batch_size: int, workers: int = 0, seed: int = 0, skip: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        skip: int = 0,
+        space: str | Path | None = None,
+    ):
         super().__init__()
         self.folder, self.batch_size, self.workers = Path(folder), batch_size, workers
         self.seed, self.skip = seed, skip
         with open_split(self.folder / "train.h5") as file:
-            self.space = ParameterSpace.parse(file.attrs["space"])
+            self.space = read_space(file, space)
+            self.seeded = "seed" in file.attrs
             self.clips = len(file["param_array"])
         if self.clips < batch_size * max(
             1, workers

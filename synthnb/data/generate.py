@@ -123,7 +123,9 @@ def _play(
             try:
                 audio = _render(synth, patch, note, space.seconds)[: synth.channels]
             except SynthCrash as error:
-                skipped.append((index, attempt, str(error).partition(": ")[0]))  # its last words may name paths
+                skipped.append(
+                    (index, attempt, str(error).partition(": ")[0])
+                )  # its last words may name paths
                 indices.append(index)
                 continue
             if is_as_loud_as(audio, loudness_floor):
@@ -291,6 +293,9 @@ def generate(
         raise DatasetError(f"part {own} of {parts}: the first is 1, the last {parts}")
     recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size, edits)
     todo = [shard for shard in missing_shards(folder, recipe, clips) if shard[0] % parts == own - 1]
+    stats = folder / "stats.npz"
+    if todo:
+        stats.unlink(missing_ok=True)  # it comes last: where it is, the folder is complete
     for index in range(own - 1, len(shard_lengths(clips, shard_size)), parts):
         for leftover in folder.glob(f"{shard_path(folder, index).stem}.partial-*"):
             leftover.unlink()
@@ -300,9 +305,8 @@ def generate(
             bar.update(length)
     if parts > 1 and missing_shards(folder, recipe, clips):
         return folder
-    stats = folder / "stats.npz"
-    if todo or not stats.is_file() or not _splits_are(folder, splits):
-        stats.unlink(missing_ok=True)  # it comes last: where it is, the folder is complete
+    if not stats.is_file() or not _splits_are(folder, splits):
+        stats.unlink(missing_ok=True)
         write_splits(folder, shard_lengths(clips, shard_size), splits)
         write_stats(folder)
     return folder

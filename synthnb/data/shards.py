@@ -5,16 +5,23 @@ float16` and, if kept, `audio (n, channels, samples) float16`; `featurize` adds 
 float16`. Attributes say how they were made. With `edits` = k among them, every (k + 1)th clip was drawn from the prior,
 and the k after it are edits of it. `val.h5`, `test.h5` and `train.h5` are virtual datasets over the shards, with
 relative paths, so that a folder can be moved; `stats.npz` holds `mean` and `std` of the training clips' `mel_spec`,
-each `(channels, 128, frames)`. Names and shapes follow the synth-permutations datasets.
+each `(channels, 128, frames)`.
+
+Names, shapes and scaling are those of the synth-permutations datasets, and folders made by its tools open here. They
+have float32 spectrograms, Blosc2 compression, splits of whole shards, and no attribute that says the space.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
+
+from synthnb.space import ParameterSpace
 
 FIELDS = ("audio", "mel_spec", "music2latent", "param_array")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
@@ -34,6 +41,54 @@ def shard_lengths(clips: int, shard_size: int) -> list[int]:
     return [min(shard_size, clips - first) for first in range(0, clips, shard_size)]
 
 
+class Piece(NamedTuple):
+    """Rows `first` to `first + count` of the `length` that a `file` holds; its path is relative to who refers to it."""
+
+    file: str
+    length: int
+    first: int
+    count: int
+
+
+def write_virtual(
+    path: Path, fields: dict[str, tuple[tuple[int, ...], np.dtype]], pieces: list[Piece], attributes: dict
+) -> None:
+    """Write an HDF5 file, whole or not at all, whose `fields` (a clip's shape and type) are the rows of `pieces`."""
+    count = sum(piece.count for piece in pieces)
+    aside = path.with_suffix(f".partial-{os.getpid()}")
+    with h5py.File(aside, "w") as file:
+        file.attrs.update(attributes)
+        for name, (shape, dtype) in fields.items():
+            layout = h5py.VirtualLayout((count, *shape), dtype)
+            at = 0
+            for piece in pieces:
+                source = h5py.VirtualSource(piece.file, name, (piece.length, *shape), dtype)
+                layout[at : at + piece.count] = source[piece.first : piece.first + piece.count]
+                at += piece.count
+            file.create_virtual_dataset(name, layout)
+    aside.replace(path)
+
+
+def read_pieces(file: h5py.File) -> list[Piece]:
+    """What an open split is made of, in order; of a file that holds its clips itself, that file."""
+    vectors = file["param_array"]
+    if not vectors.is_virtual:
+        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))]
+    found = []
+    for source in vectors.virtual_sources():
+        (at, *_), (last, *_) = source.vspace.get_select_bounds()
+        first, length = 0, last - at + 1
+        if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
+            (first, *_), length = source.src_space.get_select_bounds()[0], source.src_space.shape[0]
+        found.append((at, Piece(source.file_name, length, first, last - at + 1)))
+    return [piece for _, piece in sorted(found)]
+
+
+def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape of a clip and the type of each of `FIELDS` that a file has."""
+    return {name: (file[name].shape[1:], file[name].dtype) for name in FIELDS if name in file}
+
+
 def write_splits(folder: Path, lengths: list[int], splits: dict[str, int]) -> None:
     """Write `val.h5`, `test.h5`, `train.h5`: virtual datasets over shards of the given `lengths`.
 
@@ -46,32 +101,33 @@ def write_splits(folder: Path, lengths: list[int], splits: dict[str, int]) -> No
         with h5py.File(shard_path(folder, index), "r") as shard:
             everywhere &= set(shard)
     with h5py.File(shard_path(folder, 0), "r") as shard:
-        shapes = {name: (shard[name].shape[1:], shard[name].dtype) for name in FIELDS if name in everywhere}
+        fields = {name: field for name, field in fields_of(shard).items() if name in everywhere}
         attributes = dict(shard.attrs)
     first = 0
     for split in SPLITS:
-        count = splits[split]
-        aside = folder / f"{split}.partial-{os.getpid()}"
-        with h5py.File(aside, "w") as file:
-            file.attrs.update(attributes)
-            for name, (shape, dtype) in shapes.items():
-                layout = h5py.VirtualLayout((count, *shape), dtype)
-                for index, start in enumerate(edges[:-1]):
-                    low, high = max(first, start), min(first + count, edges[index + 1])
-                    if low < high:
-                        source = h5py.VirtualSource(
-                            shard_path(folder, index).name, name, (lengths[index], *shape), dtype
-                        )
-                        layout[low - first : high - first] = source[low - start : high - start]
-                file.create_virtual_dataset(name, layout)
-        aside.replace(folder / f"{split}.h5")
-        first += count
+        pieces = []
+        for index, start in enumerate(edges[:-1]):
+            low, high = max(first, start), min(first + splits[split], edges[index + 1])
+            if low < high:
+                name = shard_path(folder, index).name
+                pieces.append(Piece(name, lengths[index], low - start, high - low))
+        write_virtual(folder / f"{split}.h5", fields, pieces, attributes)
+        first += splits[split]
+
+
+def find_source(path: Path, name: str) -> Path | None:
+    """Where HDF5 finds the file that a virtual dataset in `path` calls `name`; None where it would read zeros."""
+    places = [path.parent / name, Path(name)]
+    if Path(name).is_absolute():  # of a folder that was moved
+        places.append(path.parent / Path(name).name)
+    return next((place for place in places if place.is_file()), None)
 
 
 def open_split(path: str | Path) -> h5py.File:
     """Open `train.h5`, `val.h5` or `test.h5` (or a plain shard) for reading.
 
-    Raises `DatasetError` if the file or a shard behind it is missing; HDF5 itself would silently read zeros.
+    Raises `DatasetError` if the file or a shard behind it is missing; HDF5 itself would silently read zeros. Also if it
+    takes a decompressor that is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,28 +136,81 @@ def open_split(path: str | Path) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise DatasetError(f"{path} is not a readable HDF5 file: {error}") from error
-    with_sources = [file[name] for name in FIELDS if name in file and file[name].is_virtual]
-    sources = {source.file_name for dataset in with_sources for source in dataset.virtual_sources()}
-    missing = sorted(name for name in sources if not (path.parent / name).is_file())
-    if missing:
+    try:
+        with_sources = [file[name] for name in FIELDS if name in file and file[name].is_virtual]
+        sources = sorted({source.file_name for field in with_sources for source in field.virtual_sources()})
+        missing = [name for name in sources if not find_source(path, name)]
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DatasetError(
+                f"{path} needs {missing[0]}{others}, not found from where it lies; put the shards back, or run the "
+                "command again that made the dataset"
+            )
+        for source in sources[:1]:  # all were made alike
+            with open_split(find_source(path, source)):
+                pass
+        need_decompressors(file)
+    except DatasetError:
         file.close()
-        raise DatasetError(
-            f"{path} needs {missing[0]} and {len(missing) - 1} more shards that are not beside it"
-        )
+        raise
     return file
 
 
-def write_stats(folder: Path, chunk: int = 256) -> Path:
+def need_decompressors(file: h5py.File) -> None:
+    """Load `hdf5plugin` if a field is compressed by what HDF5 itself lacks. Raises `DatasetError` without it."""
+    for name in FIELDS:
+        pipeline = file[name].id.get_create_plist() if name in file else None
+        for i in range(pipeline.get_nfilters() if pipeline else 0):
+            code = pipeline.get_filter(i)[0]
+            if h5py.h5z.filter_avail(code):
+                continue
+            try:
+                importlib.import_module("hdf5plugin")
+            except ImportError:
+                raise DatasetError(
+                    f"{file.filename}: {name} is compressed by HDF5 filter {code} (32026 is Blosc2); "
+                    "pip install hdf5plugin"
+                ) from None
+
+
+def read_space(file: h5py.File, space: str | Path | None = None) -> ParameterSpace:
+    """The space of an open split, from its attributes or, where these don't say it, by name or path.
+
+    Raises `DatasetError` if neither does, or if its vectors have another length.
+    """
+    if "space" in file.attrs:
+        found = ParameterSpace.parse(file.attrs["space"])
+    elif space is None:
+        raise DatasetError(
+            f"{file.filename} does not say its space; give the name or .yaml file of one, such as surge_simple, "
+            "or make a copy that says it: synthnb subset --space"
+        )
+    else:
+        found = ParameterSpace.load(space)
+    width = file["param_array"].shape[1]
+    if width != found.width:
+        raise DatasetError(
+            f"{file.filename} holds vectors of {width} numbers; those of space '{found.name}' have {found.width}"
+        )
+    return found
+
+
+def mean_and_std(clips: h5py.Dataset, chunk: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Of every cell over all clips, each float32 of a clip's shape, in one streaming pass."""
+    total, square = np.zeros(clips.shape[1:]), np.zeros(clips.shape[1:])
+    for first in range(0, len(clips), chunk):
+        part = clips[first : first + chunk].astype(np.float32)
+        total += part.sum(axis=0, dtype=np.float64)
+        square += np.einsum("n...,n...->...", part, part)
+    mean = total / len(clips)
+    std = np.sqrt(np.clip(square / len(clips) - mean**2, 0, None))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def write_stats(folder: Path) -> Path:
     """Mean and standard deviation of every mel cell over the training clips, in one streaming pass."""
     with open_split(folder / "train.h5") as file:
-        mel = file["mel_spec"]
-        total, square = np.zeros(mel.shape[1:]), np.zeros(mel.shape[1:])
-        for first in range(0, len(mel), chunk):
-            part = mel[first : first + chunk].astype(np.float32)
-            total += part.sum(axis=0, dtype=np.float64)
-            square += np.einsum("n...,n...->...", part, part)
-        mean = total / len(mel)
-        std = np.sqrt(np.clip(square / len(mel) - mean**2, 0, None))
+        mean, std = mean_and_std(file["mel_spec"])
     aside = folder / "stats.partial-0.npz"
-    np.savez(aside, mean=mean.astype(np.float32), std=std.astype(np.float32))
+    np.savez(aside, mean=mean, std=std)
     return aside.rename(folder / "stats.npz")

@@ -187,5 +187,7 @@ def test_fit_refuses_files_that_are_no_banks_and_too_few_voices(capsys, tmp_path
 def test_help_is_there_for_every_command_without_loading_the_model_code():
     code = "import sys; from synthnb.__main__ import parser; print(parser().format_help(), 'torch' in sys.modules)"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(f"\n    {name}" in text for name in ("match", "info", "space", "generate", "fit"))
+    assert all(
+        f"\n    {name}" in text for name in ("match", "info", "space", "generate", "check", "subset", "fit")
+    )
     assert text.strip().endswith("False")

@@ -1,0 +1,177 @@
+"""`check` names every kind of damage and is silent about a sound dataset; `describe` tells what a folder holds."""
+
+import re
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from synthnb.__main__ import main
+from synthnb.data.check import check, describe
+from synthnb.data.generate import generate
+from synthnb.data.shards import DatasetError
+
+
+def render(folder, space):
+    return generate(folder, space, 12, 4, 4, shard_size=8, edits=1, workers=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, short_space):
+    """12 + 4 + 4 clips of half a second, every second an edit, in shards of 8. Copy it before changing it."""
+    return render(tmp_path_factory.mktemp("small") / "dataset", short_space)
+
+
+@pytest.fixture
+def mine(small, tmp_path):
+    return shutil.copytree(small, tmp_path / "mine")
+
+
+def change(folder, name, row, values, shard=1):
+    with h5py.File(folder / f"shard-{shard:05d}.h5", "r+") as file:
+        file[name][row] = values
+
+
+def cut(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def copy_a_clip(folder):
+    with h5py.File(folder / "shard-00000.h5") as file:
+        change(folder, "param_array", 5, file["param_array"][2])
+
+
+def change_attribute(folder):
+    with h5py.File(folder / "shard-00002.h5", "r+") as file:
+        file.attrs["seed"] = 1
+
+
+def shorten(folder):
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        for name in list(file):
+            rows = file[name][:7]
+            del file[name]
+            file[name] = rows
+
+
+def change_stats(folder):
+    with np.load(folder / "stats.npz") as stats:
+        np.savez(folder / "stats.npz", mean=stats["mean"], std=stats["std"] + 0.5)
+
+
+def repeat_a_split(folder):
+    (folder / "val.h5").unlink()
+    shutil.copy(folder / "test.h5", folder / "val.h5")
+
+
+DAMAGE = {
+    "a truncated shard": (lambda f: cut(f, "shard-00001.h5"), r"shard-00001.h5: not readable, cut short or damaged"),
+    "the first, truncated": (lambda f: cut(f, "shard-00000.h5"), r"shard-00000.h5: not readable, cut short"),
+    "a truncated split": (lambda f: cut(f, "train.h5"), r"train.h5"),
+    "a missing shard": (lambda f: (f / "shard-00001.h5").unlink(), r"shard-00001.h5: missing; run the same generate"),
+    "a missing last shard": (lambda f: (f / "shard-00002.h5").unlink(), r"shard-00002.h5: missing"),
+    "a missing split": (lambda f: (f / "test.h5").unlink(), r"test.h5: missing"),
+    "no stats": (lambda f: (f / "stats.npz").unlink(), r"stats.npz: missing"),
+    "half stats": (lambda f: cut(f, "stats.npz"), r"stats.npz: not readable"),
+    "other stats": (change_stats, r"stats.npz: std is up to 0.5 dB from that of the training clips"),
+    "a partial shard": (lambda f: (f / "shard-00003.partial-9").touch(), r"shard-00003.partial-9: left by an interr"),
+    "NaN": (lambda f: change(f, "audio", 3, np.nan), r"shard-00001.h5: audio of clip 3 holds NaN"),
+    "infinity": (lambda f: change(f, "mel_spec", 3, -np.inf), r"shard-00001.h5: mel_spec of clip 3 holds NaN or inf"),
+    "positive decibels": (lambda f: change(f, "mel_spec", 4, 9), r"shard-00001.h5: mel_spec of clip 4 is outside"),
+    "a parameter above 1": (lambda f: change(f, "param_array", 2, 1.5), r"00001.h5: param_array of clip 2 is outside"),
+    "two choices": (lambda f: change(f, "param_array", 2, 1), r"00001.h5: param_array of clip 2 has not exactly one"),
+    "a clip never written": (lambda f: change(f, "param_array", 6, 0), r"shard-00001.h5: .* clip 6 was never written"),
+    "a clip twice": (copy_a_clip, r"1 clips have .*clip 2 of shard-00000.h5 and clip 5 of shard-00001.h5"),
+    "another recipe": (change_attribute, r"shard-00002.h5: made with another seed than shard-00000.h5 \(1, not 0\)"),
+    "a short shard": (shorten, r"shard-00001.h5: holds .*'param_array': 7.* clips, 8 expected"),
+    "a split twice": (repeat_a_split, r"test.h5 and val.h5: both hold clip 4 of shard-00000.h5"),
+}  # fmt: skip
+
+
+def test_a_sound_dataset_has_no_problems(small, capsys):
+    assert check(small) == []
+    assert main(["check", str(small)]) == 0
+    assert "every clip was read: no problems" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_told_how_to_mend(mine, capsys, kind):
+    damage, message = DAMAGE[kind]
+    damage(mine)
+    assert main(["check", str(mine)]) == 1
+    out = capsys.readouterr().out
+    problems = [line for line in out.splitlines() if line.startswith("PROBLEM ")]
+    assert any(re.search(message, line) for line in problems), out
+    assert all("again" in line for line in problems), out
+
+
+@pytest.mark.parametrize(
+    "kind", ["a truncated shard", "a missing shard", "NaN", "a short shard", "another recipe"]
+)
+def test_a_shard_that_is_deleted_as_told_comes_back_the_same(small, mine, short_space, kind):
+    DAMAGE[kind][0](mine)
+    for problem in check(mine):
+        name = problem.split(":")[0]
+        if name.startswith("shard"):
+            (mine / name).unlink(missing_ok=True)
+    render(mine, short_space)
+    assert check(mine) == []
+    for path in sorted(small.glob("*.h5")):
+        with h5py.File(path) as old, h5py.File(mine / path.name) as new:
+            assert all(old[name][:].tobytes() == new[name][:].tobytes() for name in old)
+
+
+def test_an_edit_may_be_what_it_was(mine):
+    with h5py.File(mine / "shard-00000.h5") as file:
+        vector = file["param_array"][4]
+    change(mine, "param_array", 5, vector, shard=0)
+    assert check(mine) == []
+
+
+def test_a_flipped_bit_is_found_by_its_checksum(mine):
+    path = mine / "shard-00001.h5"
+    with h5py.File(path, "r+") as file:
+        for name in list(file):
+            values = file[name][:]
+            del file[name]
+            file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]), fletcher32=True)
+        at = file["audio"].id.get_chunk_info(5).byte_offset
+    assert check(mine) == []
+    data = bytearray(path.read_bytes())
+    data[at + 101] ^= 1
+    path.write_bytes(data)
+    (problem,) = check(mine)
+    assert problem.startswith(
+        "shard-00001.h5: audio of clips 0 to 7 can't be read (its checksum is wrong); delete it"
+    )
+
+
+def test_a_flipped_bit_never_stops_the_check(small, tmp_path):
+    rng = np.random.default_rng(0)
+    data = (small / "shard-00001.h5").read_bytes()
+    mine = shutil.copytree(small, tmp_path / "mine")
+    for at in rng.integers(0, 4096, 20):  # where HDF5 keeps its structure
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        (mine / "shard-00001.h5").write_bytes(damaged)
+        assert all(isinstance(problem, str) for problem in check(mine))
+
+
+def test_info_describes_a_dataset(small, capsys):
+    assert main(["info", str(small)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines() == describe(small)
+    assert "12 train, 4 val and 4 test clips" in out and "3 shards, " in out and " MB" in out
+    assert "space 'dexed' for dexed: 145 parameters" in out and "0.5 s" in out
+    assert "audio        float16 (clips, 1, 22050)" in out and "param_array  float32 (clips, 414)" in out
+    assert "seed 0" in out and "edits 1" in out and "dexed-py" in out
+
+
+def test_what_is_no_dataset_is_refused(tmp_path, mine):
+    with pytest.raises(DatasetError, match=r"no dataset in .*; render one with 'synthnb generate'"):
+        check(tmp_path)
+    (mine / "test.h5").unlink()
+    with pytest.raises(DatasetError, match=r"no dataset at .*test.h5"):
+        describe(mine)

@@ -9,9 +9,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 
 # One or several parameter files (see params/); a later one wins. Without any, a notebook runs with its own small defaults.
 PARAMS ?=
-# Where the matched sound comes from and where its preset goes: make match SOUND=my.wav OUT=outputs/my
+# Which sound is matched, where its preset goes, with which synth's model:
+# make match SOUND=my.wav OUT=outputs/my MODEL=surge_human
 SOUND ?=
 OUT ?= outputs/match
+MODEL ?= dexed
 # More arguments for JupyterLab: make lab ARGS="--no-browser --port 8080"
 ARGS ?=
 # Where else pip may look. On Linux without an NVIDIA card, PyTorch's index of CPU builds saves gigabytes.
@@ -84,7 +86,7 @@ evaluate: setup ## measure a model against its baselines (notebook 03; PARAMS=pa
 
 match: setup ## match your own recording: make match SOUND=my.wav OUT=outputs/my
 	@test -n "$(SOUND)" || { echo "Say which recording: make match SOUND=my.wav" >&2; exit 1; }
-	@$(PY) -m synthnb match "$(SOUND)" --out "$(OUT)"
+	@$(PY) -m synthnb match "$(SOUND)" --out "$(OUT)" --model "$(MODEL)"
 
 surge: setup ## get Surge XT: the official release, checked, put where plugins are (no root rights needed)
 	@$(PY) -m synthnb surge

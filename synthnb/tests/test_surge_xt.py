@@ -14,6 +14,9 @@ import yaml
 
 from synthnb.costs import noise_floor
 from synthnb.data.generate import generate
+from synthnb.match import Matcher
+from synthnb.metrics import all_metrics
+from synthnb.models.checkpoint import load_model
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
@@ -348,6 +351,18 @@ def test_what_velocity_and_macros_add_is_part_of_the_value(human, tmp_path):
     moved.host.close()
 
 
+def test_the_checkpoint_that_comes_along_finds_a_preset(human, tmp_path):
+    model = load_model("surge_human")
+    assert model.space.text == human.space.text
+    patch = human.space.default_patch | {"a_filter_1_type": "LP 12 dB", "a_filter_1_cutoff": -10.0}
+    target = human.render(patch, Note(55, 100, 0.0, 2.0), 4.0)
+    match = Matcher(model, workers=1).match(target, candidates=12, seconds=3.0)
+    default = human.render(human.space.default_patch, Note(60, 100, 0.0, 3.0), 4.0)
+    assert match.metrics()["MSS"] < all_metrics(target, default)["MSS"]
+    preset = match.save(tmp_path, "found")["preset"]
+    assert preset.suffix == ".fxp" and human.read_preset(preset)[1] == []
+
+
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
@@ -372,5 +387,5 @@ def test_the_notebooks_run_with_surge(surge, tmp_path):
             cwd=root / "notebooks",
             progress_bar=False,
         )
-    preset = next((tmp_path / "outputs/match_surge").glob("*.fxp"))
+    preset = next((tmp_path / "outputs/match_surge_smoke").glob("*.fxp"))
     assert surge.read_preset(preset)[1] == []

@@ -203,9 +203,6 @@ def _write_shard(
                     datasets[name] = _create(file, name, (length, *values.shape[1:]), values.dtype)
                 datasets[name][first : first + count] = values
         file.attrs["skipped"] = json.dumps(skipped[:500])  # an attribute holds 64 KB
-        file.flush()
-    with aside.open("rb") as written:  # whole on the disk before it has its name, should the power fail
-        os.fsync(written.fileno())
 
 
 def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

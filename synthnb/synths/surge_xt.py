@@ -44,6 +44,7 @@ UNIT = re.compile(r"([ab]_osc\d|fx\d+|[ab]_filter\d)_(?:p(?:aram)?\d+|subtype)")
 EFFECTS = re.compile(rb"<(fx\d+_type) [^>]*value=\"(\d+)")
 KEY = re.compile(r"(\w+)(?:/(\d+))?(?:@([\d.]+))?")
 VELOCITY, FIRST_MACRO, FIRST_LFO = 1, 7, 17  # sources of modulation; there are 8 macros and 12 LFOs
+DELAY = 1  # the type of that effect
 INTEGER, FLOAT = "0", "2"  # how Surge writes the type of a value
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
 
@@ -157,6 +158,10 @@ class SurgeXT(VST3):
         # What depends on a type means something else where that is another.
         kinds = {unit: float(heard.get(f"{unit}_type", {}).get("value", 0)) for unit in self._known}
         other = {unit for unit, kind in kinds.items() if kind not in self._known[unit]}
+        for unit in {unit for unit, kind in kinds.items() if unit.startswith("fx") and kind == DELAY} - other:
+            left, right = heard[f"{unit}_p0"], heard[f"{unit}_p1"]
+            if (right.get("deactivated"), self._base[f"{unit}_p1"].get("deactivated")) == ("1", "0"):
+                right |= {"value": left["value"], "deactivated": "0"}  # the right one then follows the left
         patch = {}
         for p, target, source, meant in self._places:
             unit = unit_of(target)
@@ -178,7 +183,8 @@ class SurgeXT(VST3):
             if key.startswith(idle) or unit_of(key) in other:
                 continue
             has, gets = heard.get(key, {}), would.get(key, {})
-            for flag in (has.keys() | gets.keys()) - {"type", "modrouting"}:
+            off = has.get("deactivated") == gets.get("deactivated") == "1"  # then the value isn't heard
+            for flag in (has.keys() | gets.keys()) - {"type", "modrouting", *["value"] * off}:
                 if not _same(has.get(flag), gets.get(flag)):
                     name = names.get((key, None), key) if flag == "value" else f"{key} {flag}"
                     missed.append(f"{name} {float(has.get(flag) or 0):g}")

@@ -310,6 +310,17 @@ def test_a_modulation_is_a_parameter_like_others(human, tmp_path):
     )
 
 
+def test_a_preset_says_all_that_is_heard(human):
+    """In a Surge that was just started, and in one that has played other things."""
+    human.host.close()
+    patch = human.space.default_patch
+    heard = human.settings(human.chunk(patch))
+    first = {key: setting for key, setting in heard.items() if setting.get("deactivated") != "1"}
+    human.render(*drawn(human, 1)[0], 1.0)
+    then = human.settings(human.chunk(patch))
+    assert {key: then[key] for key in first} == first
+
+
 def test_an_oscillator_has_the_parameters_of_its_type(human, tmp_path):
     patch = human.space.default_patch | {"a_osc_1_type": "Sine", "a_osc_1_sine_feedback": 0.5}
     held = human.settings(human.chunk(patch | {"a_osc_1_shape": 0.9}))

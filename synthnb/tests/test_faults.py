@@ -4,6 +4,7 @@ Every fault ends in the same question: does the folder, after the same command a
 nothing disturbed?
 """
 
+import contextlib
 import json
 import os
 import random
@@ -233,6 +234,16 @@ def test_a_full_disk_loses_nothing(tmp_path, short_space, undisturbed):
     table.append(("a full disk", f"{len(whole)} shards stay; with more room, arrays equal"))
 
 
+def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The joblib workers of a run; none if it has just ended."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children():
+            with contextlib.suppress(psutil.Error):  # that one has just ended
+                found += [child] * ("loky" in " ".join(child.cmdline()))
+    return found
+
+
 SCRIPT = """
 import sys
 from synthnb.data import generate as generating
@@ -274,7 +285,7 @@ def test_a_hundred_kills_leave_no_trace(tmp_path, short_space):
                         shard.unlink()
                 process = start()
             time.sleep(rng.uniform(0.2, 2.5))
-            workers = [p for p in psutil.Process(process.pid).children() if "loky" in " ".join(p.cmdline())]
+            workers = workers_of(process)
             if rng.random() < 0.3:
                 os.killpg(process.pid, signal.SIGKILL)
                 kills["parent"] += 1

@@ -78,9 +78,8 @@ def skipped_in(folder: Path) -> list:
 
 
 def algorithm_of(undisturbed, space) -> str:
-    """The algorithm of one clip in the middle."""
-    with_vector = undisturbed["shard-00004.h5", "param_array"]
-    vectors = np.frombuffer(with_vector, np.float32).reshape(-1, space.width)
+    """The algorithm of one of the first clips."""
+    vectors = np.frombuffer(undisturbed["shard-00000.h5", "param_array"], np.float32).reshape(-1, space.width)
     return space.decode(vectors[3])[0]["algorithm"]
 
 
@@ -113,7 +112,7 @@ def test_a_patch_that_always_fails_is_skipped_and_noted(tmp_path, short_space, u
         )
         kept += sum(np.array_equal(a, b) for a, b in zip(before, vectors))
         assert all(short_space.decode(vector)[0]["algorithm"] != bad for vector in vectors)
-    assert fault == "hang" or (len(noted) > 0 and 0 < kept < 100)
+    assert len(noted) > 0 and 0 < kept < 100
     cause = "SIGSEGV" if fault == "segfault" else "did not answer"
     assert all(cause in message for _, _, message in noted)
     table.append((f"a {fault} at each try", f"{len(noted)} patches noted and drawn again"))

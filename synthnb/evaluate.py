@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from synthnb.data.datamodule import coarse, coarse_copy
+from synthnb.data.datamodule import coarse, compact_copy, save_rows
 from synthnb.data.shards import open_split, read_space
 from synthnb.edits import edit
 from synthnb.features import log_mel
@@ -119,14 +119,12 @@ class Retrieval:
         path = Path(cache) / f"index-{self.digest}.npy"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            mel = coarse_copy(self.folder / "train.h5")
-            parts = [
-                cells(torch.from_numpy(np.array(mel[first : first + CHUNK]))).half()
+            mel = compact_copy(self.folder / "train.h5")["mel"]
+            parts = (
+                cells(torch.from_numpy(np.array(mel[first : first + CHUNK]))).half().numpy()
                 for first in range(0, len(mel), CHUNK)
-            ]
-            aside = path.with_suffix(".partial.npy")
-            np.save(aside, torch.cat(parts).numpy())
-            aside.replace(path)
+            )
+            save_rows(path, len(mel), parts)
         self.index = np.load(path, mmap_mode="c")  # no copy is written; only so does torch take it
 
     def nearest(self, mel: torch.Tensor, count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ A sound is kept as a few bytes, its coarse spectrogram on the principal axes of 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,14 @@ import joblib
 import numpy as np
 import torch
 
-from synthnb.data.datamodule import coarse, coarse_copy
+from synthnb.data.datamodule import coarse, compact_copy
 from synthnb.data.generate import ATTEMPTS
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.space import ParameterSpace
 
 AXES = 48  # bytes a sound
 FITTED = 10_000  # clips, evenly spread, that the axes are fitted to
-CHUNK = 4096
+CHUNK = 1024
 CHECKED = 16  # patches
 CELLS = (2, 2)  # of a coarse spectrogram that are averaged into one: 4 bands, 8 frames
 
@@ -82,29 +83,25 @@ class Library:
                 raise DatasetError(f"{folder} was not made by generate: its clips cannot be drawn again")
             before = int(file.attrs.get("first_clip", before))  # of a subset
             family, seed = 1 + int(file.attrs.get("edits", 0)), int(file.attrs["seed"])
-            text, vectors = file.attrs["space"], file["param_array"][::family]
-        parts = range(0, len(vectors), CHUNK)
+            text = file.attrs["space"]
+        records = compact_copy(folder / "train.h5")[::family]
+        parts = range(0, len(records), CHUNK)
         attempts = joblib.Parallel(workers)(
-            joblib.delayed(_attempts)(text, seed, before // family + at, vectors[at : at + CHUNK])
+            joblib.delayed(_attempts)(text, seed, before // family + at, records["vector"][at : at + CHUNK])
             for at in parts
         )
-        mel = coarse_copy(folder / "train.h5")
-        rows = torch.cat(
-            [
-                cells(torch.from_numpy(np.array(mel[at * family : (at + CHUNK) * family : family]))).half()
-                for at in parts
-            ]
-        )
-        fitted = rows[:: -(-len(rows) // FITTED)].float()
-        mean = fitted.mean(dim=0)
-        _, _, axes = torch.linalg.svd(fitted - mean, full_matrices=False)
-        axes = axes[:AXES]
-        spread = ((fitted - mean) @ axes.T).abs().amax(dim=0).clamp_min(1e-6)
+
+        def sounds(every: int = 1) -> Iterator[torch.Tensor]:
+            for at in range(0, len(records), CHUNK):
+                yield cells(torch.from_numpy(np.array(records["mel"][at : at + CHUNK : every])))
+
+        mean, axes = _principal_axes(sounds(-(-len(records) // FITTED)))
+        places = torch.cat([(rows - mean) @ axes.T for rows in sounds()])
+        spread = places[:: -(-len(places) // FITTED)].abs().amax(dim=0).clamp_min(1e-6)
         axes = axes * (spread / 127)[:, None]
-        codes = torch.cat([_project(rows[at : at + CHUNK].float() - mean, axes) for at in parts])
-        codes = codes.round().clamp(-127, 127).to(torch.int8)
+        codes = (places / spread * 127).round().clamp(-127, 127).to(torch.int8)
         space = ParameterSpace.parse(text)
-        digest = _digest(vectors[:CHECKED])
+        digest = _digest(records["vector"][:CHECKED])
         return cls(space, seed, before // family, torch.cat(attempts), codes, mean, axes, digest)
 
     def nearest(self, mel: torch.Tensor, count: int) -> np.ndarray:
@@ -122,6 +119,17 @@ class Library:
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps of it in numbers."""
         return {"attempts": self.attempts, "codes": self.codes, "mean": self.mean, "axes": self.axes}
+
+
+def _principal_axes(parts: Iterator[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `(cells,)` of rows `(n, cells)` and the `AXES` directions `(AXES, cells)` in which they vary most."""
+    count, total, square = 0, 0.0, 0.0
+    for part in parts:
+        rows = part.double()
+        count, total, square = count + len(rows), total + rows.sum(0), square + rows.T @ rows
+    mean = total / count
+    _, directions = torch.linalg.eigh(square / count - mean[:, None] * mean)
+    return mean.float(), directions.T.flip(0)[:AXES].float().contiguous()
 
 
 def _digest(vectors: np.ndarray) -> str:

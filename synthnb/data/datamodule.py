@@ -1,19 +1,31 @@
-"""Feeding a training: batches drawn at random from a compact copy of a dataset's spectrograms."""
+"""Feeding a training: shuffled batches whose fields stay together.
+
+Averaged spectrograms and vectors come from a compact copy of the dataset, one record a clip; whole fields (`audio`,
+`mel_spec`, `music2latent`), where they are asked for, from the shards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import h5py
 import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from synthnb.data.shards import DatasetError, open_split, read_space
+from synthnb.data.rows import Rows
+from synthnb.data.shards import DatasetError, mean_and_std, open_split, read_space
 from synthnb.space import ParameterSpace
 
-CHUNK = 1024  # clips read at once
+CHUNK = 256  # clips read at once
+BLOCK, MIXED = (
+    256,
+    64,
+)  # clips that lie side by side are a block; the clips of so many blocks are shuffled together
 VALIDATION_BATCH = 256
 MEASURED = 10_000  # clips, evenly spread, that mean and standard deviation are taken of
 
@@ -32,86 +44,131 @@ def coarse(mel: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.avg_pool2d(mel, (2, 4))
 
 
-def coarse_copy(path: str | Path) -> np.ndarray:
-    """`coarse` of all spectrograms of a split: float16 `(clips, channels, 64, frames // 4)`, 13 KB a mono clip of 4 s.
+def compact_copy(path: str | Path) -> np.ndarray:
+    """A record of every clip of a split: `mel`, its `coarse` in float16, and `vector`, float32.
 
-    It is made once (a minute for 100,000 clips) and kept beside the split as `train-coarse.npy`, from where it is
-    mapped, not read; in a folder that can't be written to it stays in memory.
+    It is made once (a minute for 100,000 clips; 13 KB and the vector for a mono clip of 4 s) and kept beside the split
+    as `train-compact.npy`, from where it is mapped, not read; in a folder that can't be written to it stays in memory.
     """
     path = Path(path)
-    kept, stats = path.with_name(f"{path.stem}-coarse.npy"), path.with_name("stats.npz")
+    kept, stats = path.with_name(f"{path.stem}-compact.npy"), path.with_name("stats.npz")
     if not stats.is_file():  # it comes last
         raise DatasetError(
             f"the dataset in {path.parent} is not complete; run notebook 01_generate_data again"
         )
-    if kept.is_file() and kept.stat().st_mtime >= stats.stat().st_mtime:
-        return np.load(kept, mmap_mode="r")
-    with open_split(path) as file:
-        mel = file["mel_spec"]
-        parts = [
-            coarse(torch.from_numpy(mel[first : first + CHUNK]).float()).half().numpy()
-            for first in range(0, len(mel), CHUNK)
-        ]
-    copy = np.concatenate(parts)
-    aside = kept.with_suffix(".partial.npy")
-    try:
-        np.save(aside, copy)
-        aside.replace(kept)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        return copy
+    if not kept.is_file() or kept.stat().st_mtime < stats.stat().st_mtime:
+        with open_split(path) as file:
+            try:
+                save_rows(kept, len(file["mel_spec"]), _records(file))
+            except OSError:
+                return np.concatenate(list(_records(file)))
     return np.load(kept, mmap_mode="r")
+
+
+def _records(file: h5py.File) -> Iterator[np.ndarray]:
+    mel, vectors = file["mel_spec"], file["param_array"]
+    clips, channels, bands, frames = mel.shape
+    sound = np.float16, (channels, bands // 2, frames // 4)
+    record = np.dtype([("mel", *sound), ("vector", np.float32, (vectors.shape[1],))])
+    for first in range(0, max(clips, 1), CHUNK):
+        part = np.empty(min(CHUNK, clips - first), record)
+        part["mel"] = coarse(torch.from_numpy(mel[first : first + CHUNK]).float()).half().numpy()
+        part["vector"] = vectors[first : first + CHUNK]
+        yield part
+
+
+def save_rows(path: Path, count: int, parts: Iterator[np.ndarray]) -> None:
+    """Write a `.npy` file of `count` rows that come in `parts`, whole or not at all. Raises `OSError`."""
+    aside = path.with_suffix(f".partial-{secrets.token_hex(4)}")
+    first = next(parts)
+    shape, kind = (count, *first.shape[1:]), np.lib.format.dtype_to_descr(first.dtype)
+    try:
+        with open(aside, "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"shape": shape, "descr": kind, "fortran_order": False}
+            )
+            for part in itertools.chain([first], parts):
+                part.tofile(file)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class Clips(IterableDataset):
     """Batches of training clips, each with another member of its family as a source.
 
     `mel` and `source_mel`, coarse `(batch, channels, 64, frames)` float32 in dB; `quantiles` and `source`, `(batch,
-    width)` float32; `known`, `(batch, 1)` float32, 1 where the dataset has families and so a source, else 0.
+    width)` float32; `known`, `(batch, 1)` float32, 1 where the dataset has families and so a source, else 0. All
+    fields of a row are of one clip, whatever the order.
+
+    A pass takes every clip once: blocks in random order, and the clips of some 16,000 at a time shuffled, so that what
+    is read lies close together.
 
     Args:
         path: `train.h5`, `val.h5` or `test.h5`. It is opened by each worker, on first use.
         endless: shuffle and start over for ever (training), or go through once in order.
         skip: batches already seen by an interrupted training; whole passes among them are not repeated.
+        fields: more of the same clips, whole and as stored: `audio`, `mel_spec`, `music2latent`, `param_array`.
+        transform: of a batch, in the loader process; `lambda b: b | {"mel": coarse(log_mel(change(b["audio"])))}`.
     """
 
     def __init__(
-        self, path: Path, space: ParameterSpace, batch_size: int, endless: bool, seed: int = 0, skip: int = 0
+        self,
+        path: Path,
+        space: ParameterSpace,
+        batch_size: int,
+        endless: bool,
+        seed: int = 0,
+        skip: int = 0,
+        fields: Sequence[str] = (),
+        transform: Callable[[Batch], Batch] | None = None,
     ):
         self.path, self.space, self.batch_size = Path(path), space, batch_size
         self.endless, self.seed, self.skip = endless, seed, skip
-        self.clips = len(coarse_copy(path))
+        self.fields, self.transform = fields, transform
+        self.clips = len(compact_copy(path))
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        mel = coarse_copy(self.path)
+        records, whole = compact_copy(self.path), Rows(self.path, self.fields) if self.fields else None
         with open_split(self.path) as file:
-            quantiles = torch.from_numpy(self.space.to_quantiles(file["param_array"][:]))
             family = 1 + int(file.attrs.get("edits", 0))
         rng = np.random.default_rng([self.seed, self.skip, part])
 
         def batch(rows: np.ndarray) -> Batch:
             away = rng.integers(1, family, len(rows)) if family > 1 else 0
-            others = rows - rows % family + (rows + away) % family
-            return {
-                "mel": torch.from_numpy(mel[rows].astype(np.float32)),
-                "source_mel": torch.from_numpy(mel[others].astype(np.float32)),
-                "quantiles": quantiles[rows],
-                "source": quantiles[others],
+            own, other = records[rows], records[rows - rows % family + (rows + away) % family]
+            found = {
+                "mel": torch.from_numpy(own["mel"]).float(),
+                "source_mel": torch.from_numpy(other["mel"]).float(),
+                "quantiles": torch.from_numpy(self.space.to_quantiles(own["vector"])),
+                "source": torch.from_numpy(self.space.to_quantiles(other["vector"])),
                 "known": torch.full((len(rows), 1), float(family > 1)),
             }
+            if whole:
+                found |= {name: torch.from_numpy(values) for name, values in whole[rows].items()}
+            return self.transform(found) if self.transform else found
 
         if not self.endless:
             for start in range(0, self.clips, self.batch_size)[part::parts]:
                 yield batch(np.arange(start, min(start + self.batch_size, self.clips)))
             return
-        done = self.skip * self.batch_size // self.clips
-        while True:
-            order = np.random.default_rng([self.seed, done]).permutation(self.clips)[part::parts]
-            for at in range(0, len(order) - self.batch_size + 1, self.batch_size):
-                yield batch(order[at : at + self.batch_size])
-            done += 1
+        waiting = np.empty(0, int)
+        for rows in self._shuffled():
+            waiting = np.concatenate([waiting, rows[part::parts]])
+            while len(waiting) >= self.batch_size:
+                yield batch(waiting[: self.batch_size])
+                waiting = waiting[self.batch_size :]
+
+    def _shuffled(self) -> Iterator[np.ndarray]:
+        """Clips in random order, for ever."""
+        blocks = -(-self.clips // BLOCK)
+        for done in itertools.count(self.skip * self.batch_size // self.clips):
+            rng = np.random.default_rng([self.seed, done])
+            for mixed in np.array_split(rng.permutation(blocks), -(-blocks // MIXED)):
+                rows = (mixed[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+                yield rng.permutation(rows[rows < self.clips])
 
 
 class ClipData(lightning.LightningDataModule):
@@ -121,7 +178,7 @@ class ClipData(lightning.LightningDataModule):
         folder: what `generate` wrote, or a folder of the synth-permutations family.
         batch_size: clips per training step.
         workers: loader processes; 0 reads in the training process, which is enough for a CPU.
-        skip: see `Clips`.
+        skip, fields, transform: see `Clips`.
         space: name or path of the space, for a dataset whose attributes do not say it.
 
     Attributes:
@@ -138,29 +195,35 @@ class ClipData(lightning.LightningDataModule):
         seed: int = 0,
         skip: int = 0,
         space: str | Path | None = None,
+        fields: Sequence[str] = (),
+        transform: Callable[[Batch], Batch] | None = None,
     ):
         super().__init__()
         self.folder, self.batch_size, self.workers = Path(folder), batch_size, workers
-        self.seed, self.skip = seed, skip
+        self.seed, self.skip, self.fields, self.transform = seed, skip, fields, transform
         with open_split(self.folder / "train.h5") as file:
             self.space = read_space(file, space)
             self.seeded = "seed" in file.attrs
             self.clips = len(file["param_array"])
-        if self.clips < batch_size * max(
-            1, workers
-        ):  # a loader process that fills no batch would wait for ever
-            each = f" for each of {workers} workers" if workers > 1 else ""
-            raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}{each}")
-        mel = coarse_copy(self.folder / "train.h5")
-        sample = torch.from_numpy(mel[:: -(-len(mel) // MEASURED)].astype(np.float32))
-        self.mean = sample.mean(dim=(0, 3))[..., None]
-        std = sample.std(dim=(0, 3))[..., None]
+        if self.clips < batch_size:
+            raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}")
+        Rows(self.folder / "train.h5", fields)  # are they there?
+        mel = compact_copy(self.folder / "train.h5")["mel"]
+        mean, std = mean_and_std(mel[:: -(-len(mel) // MEASURED)])
+        self.mean = torch.from_numpy(mean.mean(axis=-1, keepdims=True))
+        square = (std**2 + mean**2).mean(axis=-1, keepdims=True)
+        std = (torch.from_numpy(square) - self.mean**2).clamp_min(0).sqrt()
         self.std = std.clamp_min(1.0)  # a band that never sounds would have none
 
     def train_dataloader(self) -> DataLoader:
-        clips = Clips(self.folder / "train.h5", self.space, self.batch_size, True, self.seed, self.skip)
-        return DataLoader(clips, batch_size=None, num_workers=self.workers)
+        return self._loader("train", self.batch_size, endless=True, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        clips = Clips(self.folder / "val.h5", self.space, VALIDATION_BATCH, False)
-        return DataLoader(clips, batch_size=None)
+        return self._loader("val", VALIDATION_BATCH, endless=False)
+
+    def _loader(self, split: str, batch_size: int, endless: bool, workers: int = 0) -> DataLoader:
+        clips = Clips(
+            self.folder / f"{split}.h5", self.space, batch_size, endless, self.seed, self.skip, self.fields,
+            self.transform,
+        )  # fmt: skip
+        return DataLoader(clips, batch_size=None, num_workers=workers)

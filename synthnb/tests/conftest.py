@@ -1,5 +1,8 @@
 """What several tests share: the spaces, a synth, and tiny datasets that are rendered once."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -45,3 +48,16 @@ def short_dataset(tmp_path_factory, short_space):
     """A folder of 200 + 16 + 16 clips of half a second, every second an edit, in shards of 100. Read it only."""
     folder = tmp_path_factory.mktemp("short_dataset")
     return generate(folder, short_space, 200, 16, 16, shard_size=100, edits=1, workers=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory, short_space):
+    """A folder of 12 + 4 + 4 clips of half a second in shards of 8. Read it only."""
+    folder = tmp_path_factory.mktemp("small") / "dataset"
+    return generate(folder, short_space, 12, 4, 4, shard_size=8, workers=1, progress=False)
+
+
+@pytest.fixture
+def mine(small, tmp_path):
+    """A copy of `small` to change."""
+    return Path(shutil.copytree(small, tmp_path / "mine"))

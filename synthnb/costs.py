@@ -45,9 +45,10 @@ def costs(
     """Render random patches on one core, in batches as `generate` does, with a clock at every step.
 
     Returns:
-        Milliseconds a patch to `draw`, for the `engine` to play, for all else in rendering (`set`), to `check` its
-        loudness; milliseconds a kept clip to `featurize` and `write`; `kept`, the share that is loud enough;
-        `clips_per_second` before and `kept_per_second` after that; `ratio`, the engine's share of the whole time.
+        Milliseconds a patch to `draw`; milliseconds a rendered one for the `engine` to play, for all else in rendering
+        (`set`), to `check` its loudness; milliseconds a kept clip to `featurize` and `write`; the shares of patches
+        that were `rendered` and not known to be too quiet before, and that are loud enough and `kept`;
+        `clips_per_second`, rendered, and `kept_per_second`; `ratio`, the engine's share of the whole time.
     """
     synth = open_synth(space)
     rng = np.random.default_rng(seed)
@@ -55,7 +56,7 @@ def costs(
     spent = dict.fromkeys(("draw", "engine", "set", "check", "featurize", "write"), 0.0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    kept = 0
+    rendered = kept = 0
 
     def clock(step: str, since: float) -> float:
         now = time.perf_counter()
@@ -67,6 +68,8 @@ def costs(
         for first in range(0, patches, CLIPS_PER_BATCH):
             now = time.perf_counter()
             drawn = [space.sample(rng) for _ in range(min(CLIPS_PER_BATCH, patches - first))]
+            drawn = [clip for clip in drawn if synth.ceiling(*clip) >= loudness_floor]
+            rendered += len(drawn)
             clock("draw", now)
             loud = []
             for patch, note in drawn:
@@ -91,10 +94,11 @@ def costs(
     engine = spent["engine"]
     whole = sum(spent.values()) - engine
     spent["set"] -= engine
-    counts = dict.fromkeys(spent, patches) | {"featurize": kept, "write": kept}
+    counts = dict.fromkeys(spent, rendered) | {"draw": patches, "featurize": kept, "write": kept}
     each = {step: 1e3 * seconds / max(counts[step], 1) for step, seconds in spent.items()}
-    rates = {"clips_per_second": patches / whole, "kept_per_second": kept / whole, "ratio": engine / whole}
-    return pd.Series({**each, "kept": kept / patches, **rates}, name=space.name)
+    shares = {"rendered": rendered / patches, "kept": kept / patches}
+    rates = {"clips_per_second": rendered / whole, "kept_per_second": kept / whole, "ratio": engine / whole}
+    return pd.Series({**each, **shares, **rates}, name=space.name)
 
 
 def noise_floor(

@@ -120,6 +120,9 @@ def _play(
         drawn = [(index, *draw(index, attempt)) for index in indices]
         indices = []
         for index, patch, note in drawn:
+            if synth.ceiling(patch, note) < loudness_floor:
+                indices.append(index)
+                continue
             try:
                 audio = _render(synth, patch, note, space.seconds)[: synth.channels]
             except SynthCrash as error:

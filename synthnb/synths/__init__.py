@@ -50,6 +50,10 @@ class Synth(Protocol):
         """Play one note: float32 `(2, round(seconds * 44100))`. The same arguments give the same samples."""
         ...
 
+    def ceiling(self, patch: Patch, note: Note) -> float:
+        """LUFS that this note won't exceed, as far as that is known without playing it; infinite if it isn't."""
+        ...
+
     def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:
         """Seconds that the engine itself takes for this note: what no program around it can be faster than."""
         ...

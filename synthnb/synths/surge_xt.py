@@ -27,6 +27,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from synthnb.synths import PresetError, SynthNotFound
+from synthnb.synths.surge_ceiling import ceiling
 from synthnb.synths.vst3 import VST3, preset_chunk, preset_file
 
 if TYPE_CHECKING:
@@ -122,6 +123,19 @@ class SurgeXT(VST3):
         chunk = self.chunk(patch)
         state, kind = preset_file(CLASS_ID, chunk), EFFECTS.findall(chunk)
         return self.host.call("render", state, [], tuple(note), seconds, kind, timeout=60 + 20 * seconds)
+
+    @functools.cached_property
+    def _simple(self) -> bool:
+        """Whether the space is `surge_simple`, perhaps with other priors or a shorter clip."""
+        published, own = (
+            (s.base, s.velocity, [(p.name, p.key) for p in s.parameters])
+            for s in (type(self.space).load("surge_simple"), self.space)
+        )
+        return own == published
+
+    def ceiling(self, patch: Patch, note: Note) -> float:
+        """LUFS that this note won't exceed: of patches of `surge_simple`; infinite for other spaces."""
+        return ceiling(patch, note) if self._simple else float("inf")
 
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write an `.fxp`, or a `.vstpreset` if `path` ends so; Surge shows `name`, author and category `synthnb`."""

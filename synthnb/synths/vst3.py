@@ -114,6 +114,8 @@ class Plugin:
     ) -> np.ndarray:
         """Load a state, set raw values, play one note: float32 `(2, round(seconds * 44100))`.
 
+        Time before the note is silence that no plugin is asked for, down to the block in which the note begins.
+
         A state whose `kind` is another than that of the state before is loaded twice: what it makes anew (an effect of
         another type) begins otherwise than what was there already.
         """
@@ -126,8 +128,11 @@ class Plugin:
         self._play([], SETTLE * BLOCK, reset=True)
         started = time.perf_counter()
         pitch, velocity, start, end = note
-        messages = [(bytes([0x90, pitch, velocity]), start), (bytes([0x80, pitch, 0]), end)]
-        audio = self._play(messages, round(seconds * SAMPLE_RATE))
+        length = round(seconds * SAMPLE_RATE)
+        before = min(int(start * SAMPLE_RATE), length - 1) // BLOCK * BLOCK
+        audio, waited = np.zeros((2, length), np.float32), before / SAMPLE_RATE
+        messages = [(bytes([0x90, pitch, velocity]), start - waited), (bytes([0x80, pitch, 0]), end - waited)]
+        audio[:, before:] = self._play(messages, length - before)
         self._played = time.perf_counter() - started
         return audio
 
@@ -185,6 +190,10 @@ class VST3:
         return self.host.call(
             "render", None, self._values(patch), tuple(note), seconds, timeout=60 + 20 * seconds
         )
+
+    def ceiling(self, patch: Patch, note: Note) -> float:
+        """Infinite: nothing is known about a plugin."""
+        return float("inf")
 
     def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:
         """Seconds that the plugin itself takes for this note, after all that prepares it."""

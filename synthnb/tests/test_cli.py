@@ -166,6 +166,13 @@ def test_generate_renders_a_dataset_and_goes_on_with_it(capsys, tmp_path):
     assert "at least one training clip" in refused(capsys, "generate", tmp_path / "x", "--train", 0)
 
 
+def test_costs_says_where_the_time_goes(capsys):
+    rows = dict(line.split() for line in run(capsys, "costs", "dexed", "--patches", 40).splitlines()[:11])
+    shares = {name: float(rows[name]) for name in ("rendered", "kept", "ratio")}
+    assert shares["rendered"] == 1 and 0.8 < shares["kept"] <= 1 and 0.2 < shares["ratio"] < 1
+    assert float(rows["kept_per_second"]) <= float(rows["clips_per_second"])
+
+
 def test_fit_makes_a_space_of_a_bank_counting_equal_voices_once(capsys, tmp_path, bank):
     out = tmp_path / "mine.yaml"
     assert "25 different voices of 64" in run(capsys, "fit", bank, bank, "--out", out, "--name", "mine")

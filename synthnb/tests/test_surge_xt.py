@@ -17,6 +17,7 @@ from synthnb.data.generate import generate
 from synthnb.match import Matcher
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import load_model
+from synthnb.sound import loudness
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
@@ -246,6 +247,34 @@ def assert_swaps_do_not_change_the_sound(synth, patches):
 
 def test_what_is_called_interchangeable_is(repeatable):
     assert_swaps_do_not_change_the_sound(repeatable, drawn(repeatable, 12))
+
+
+def test_a_note_sounds_alike_whenever_it_starts(repeatable):
+    blocks = 1200
+    for patch, note in drawn(repeatable, 6):
+        late = note._replace(start=blocks * 32 / 44100, end=blocks * 32 / 44100 + 1.5)
+        sound = repeatable.render(patch, note._replace(start=0.0, end=1.5), 4.0)
+        shifted = repeatable.render(patch, late, 4.0)
+        assert not shifted[:, : blocks * 32].any()
+        np.testing.assert_array_equal(shifted[:, blocks * 32 :], sound[:, : -blocks * 32])
+
+
+@pytest.fixture(scope="module")
+def simple():
+    synth = open_synth(ParameterSpace.load("surge_simple"))
+    yield synth
+    synth.host.close()
+
+
+def test_what_is_known_to_be_quiet_is(simple):
+    quiet = [clip for clip in drawn(simple, 300) if simple.ceiling(*clip) < -55]
+    assert len(quiet) > 20
+    assert max(loudness(simple.render(*clip, 4.0)) for clip in quiet) < -60
+
+
+def test_of_other_spaces_nothing_is_known(repeatable, human):
+    for synth in (repeatable, human):
+        assert all(synth.ceiling(*clip) == np.inf for clip in drawn(synth, 50))
 
 
 def test_a_dataset_is_the_same_from_one_worker_and_from_two(repeatable, tmp_path):

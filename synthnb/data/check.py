@@ -25,6 +25,7 @@ from synthnb.data.shards import (
     read_pieces,
     read_space,
     shard_lengths,
+    stream,
 )
 from synthnb.space import ParameterSpace
 
@@ -332,8 +333,7 @@ def _check_stats(folder: Path, readable: bool) -> list[str]:
         return [f"stats.npz: not readable ({error}); {again}"]
     if not readable:  # what it should be can't be told
         return []
-    with open_split(folder / "train.h5") as file:
-        computed = mean_and_std(file["mel_spec"])
+    computed = mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
     for name, old, new in zip(("mean", "std"), kept, computed):
         if old.shape != new.shape:
             return [f"stats.npz: {name} has shape {old.shape}, the clips {new.shape}; {again}"]

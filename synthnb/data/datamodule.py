@@ -11,14 +11,13 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import h5py
 import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from synthnb.data.rows import Rows
-from synthnb.data.shards import DatasetError, mean_and_std, open_split, read_space
+from synthnb.data.shards import DatasetError, mean_and_std, open_split, read_space, stream
 from synthnb.space import ParameterSpace
 
 CHUNK = 256  # clips read at once
@@ -58,23 +57,21 @@ def compact_copy(path: str | Path) -> np.ndarray:
         )
     if not kept.is_file() or kept.stat().st_mtime < stats.stat().st_mtime:
         with open_split(path) as file:
-            try:
-                save_rows(kept, len(file["mel_spec"]), _records(file))
-            except OSError:
-                return np.concatenate(list(_records(file)))
+            clips = len(file["param_array"])
+        try:
+            save_rows(kept, clips, _records(path))
+        except OSError:
+            return np.concatenate(list(_records(path)))
     return np.load(kept, mmap_mode="r")
 
 
-def _records(file: h5py.File) -> Iterator[np.ndarray]:
-    mel, vectors = file["mel_spec"], file["param_array"]
-    clips, channels, bands, frames = mel.shape
-    sound = np.float16, (channels, bands // 2, frames // 4)
-    record = np.dtype([("mel", *sound), ("vector", np.float32, (vectors.shape[1],))])
-    for first in range(0, max(clips, 1), CHUNK):
-        part = np.empty(min(CHUNK, clips - first), record)
-        part["mel"] = coarse(torch.from_numpy(mel[first : first + CHUNK]).float()).half().numpy()
-        part["vector"] = vectors[first : first + CHUNK]
-        yield part
+def _records(path: Path) -> Iterator[np.ndarray]:
+    for mel, vectors in stream(path, "mel_spec", "param_array"):
+        sound = coarse(torch.from_numpy(mel).float()).half().numpy()
+        kind = [("mel", np.float16, sound.shape[1:]), ("vector", np.float32, vectors.shape[1:])]
+        records = np.empty(len(mel), kind)
+        records["mel"], records["vector"] = sound, vectors
+        yield records
 
 
 def save_rows(path: Path, count: int, parts: Iterator[np.ndarray]) -> None:
@@ -209,7 +206,8 @@ class ClipData(lightning.LightningDataModule):
             raise ValueError(f"{self.clips} training clips are fewer than the batch size {batch_size}")
         Rows(self.folder / "train.h5", fields)  # are they there?
         mel = compact_copy(self.folder / "train.h5")["mel"]
-        mean, std = mean_and_std(mel[:: -(-len(mel) // MEASURED)])
+        mel = mel[:: -(-len(mel) // MEASURED)]
+        mean, std = mean_and_std(mel[first : first + CHUNK] for first in range(0, len(mel), CHUNK))
         self.mean = torch.from_numpy(mean.mean(axis=-1, keepdims=True))
         square = (std**2 + mean**2).mean(axis=-1, keepdims=True)
         std = (torch.from_numpy(square) - self.mean**2).clamp_min(0).sqrt()

@@ -35,7 +35,7 @@ class Rows:
 
         @functools.lru_cache(OPEN)
         def shard(name: str) -> h5py.File:
-            return h5py.File(find_source(path, name), "r")
+            return h5py.File(find_source(path, name), "r", rdcc_nbytes=0)  # what is read once needs no cache
 
         self._shard = shard
 

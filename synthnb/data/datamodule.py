@@ -137,8 +137,8 @@ class Clips(IterableDataset):
             away = rng.integers(1, family, len(rows)) if family > 1 else 0
             own, other = records[rows], records[rows - rows % family + (rows + away) % family]
             found = {
-                "mel": torch.from_numpy(own["mel"]).float(),
-                "source_mel": torch.from_numpy(other["mel"]).float(),
+                "mel": torch.from_numpy(own["mel"].astype(np.float32)),
+                "source_mel": torch.from_numpy(other["mel"].astype(np.float32)),
                 "quantiles": torch.from_numpy(self.space.to_quantiles(own["vector"])),
                 "source": torch.from_numpy(self.space.to_quantiles(other["vector"])),
                 "known": torch.full((len(rows), 1), float(family > 1)),

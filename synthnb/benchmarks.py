@@ -1,0 +1,219 @@
+"""How fast and how large datasets are made, checked and fed to a training, against what limits them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import joblib
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from synthnb.data.datamodule import Batch, ClipData, coarse, compact_copy
+from synthnb.data.generate import generate
+from synthnb.data.shards import find_source, open_split, read_pieces, stream
+from synthnb.features import log_mel
+from synthnb.space import ParameterSpace
+from synthnb.synths import open_space
+
+POLL = 0.02  # seconds between two looks at the memory
+BLOCK = 1 << 20  # bytes read at once
+
+
+class Measured(NamedTuple):
+    """What a function returned, after how many seconds, with how much memory (MB) at most."""
+
+    result: object
+    seconds: float
+    memory: float
+
+
+def measure(function: Callable, *arguments, **settings) -> Measured:
+    """Call a function of a module in a fresh process, and look at the memory of it and of all that it starts.
+
+    That is what the processes hold themselves: mapped files, which the system can drop, don't count on Linux.
+    """
+    peak, done = 0, threading.Event()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        process = psutil.Process(pool.submit(os.getpid).result())
+
+        def watch() -> None:
+            nonlocal peak
+            while not done.wait(POLL):
+                peak = max(peak, _memory(process))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            result, seconds = pool.submit(_timed, function, arguments, settings).result()
+        finally:
+            done.set()
+            watcher.join()
+    return Measured(result, seconds, peak / 1e6)
+
+
+def _timed(function: Callable, arguments: tuple, settings: dict) -> tuple[object, float]:
+    start = time.perf_counter()
+    return function(*arguments, **settings), time.perf_counter() - start
+
+
+def _memory(process: psutil.Process) -> int:
+    total = 0
+    with contextlib.suppress(psutil.Error):  # one that has just ended
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                info = one.memory_info()
+                total += info.rss - getattr(info, "shared", 0)
+    return total
+
+
+def engine_rate(space: ParameterSpace, clips: int, seed: int = 0, workers: int = 1) -> float:
+    """Clips a second and core that the bare engine plays, `clips` of them on each of `workers` cores at once."""
+    each = joblib.Parallel(workers, batch_size=1)(
+        joblib.delayed(_play)(space.text, seed, core * clips, clips) for core in range(workers)
+    )
+    return clips / float(np.mean(each))
+
+
+def _play(text: str, seed: int, first: int, count: int) -> float:
+    space, synth = open_space(text)
+    drawn = [space.sample(np.random.default_rng([seed, first + i, 0])) for i in range(count)]
+    synth.engine_seconds(*drawn[0], space.seconds)  # the first one warms everything up
+    return sum(synth.engine_seconds(patch, note, space.seconds) for patch, note in drawn)
+
+
+def generate_timed(folder: Path, text: str, clips: int, workers: int, dask: bool = False, **settings) -> float:
+    """Render `clips` training clips on joblib's workers or a local dask cluster; seconds, once all have started."""
+    space, quiet = ParameterSpace.parse(text), {"progress": False, **settings}
+    with contextlib.ExitStack() as stack:
+        where: int | str = workers
+        if dask:
+            from distributed import LocalCluster
+
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            )
+            where = stack.enter_context(cluster).scheduler_address
+        warm = stack.enter_context(tempfile.TemporaryDirectory())
+        generate(warm, space, 8 * workers, workers=where, **{**quiet, "shard_size": 4})
+        start = time.perf_counter()
+        generate(folder, space, clips, workers=where, **quiet)
+        return time.perf_counter() - start
+
+
+def count_statistics(folder: Path) -> None:
+    """The pass that `generate` makes at its end, for its memory's sake."""
+    for _ in stream(folder / "train.h5", "mel_spec"):
+        pass
+
+
+def hear(batch: Batch) -> Batch:
+    """The coarse spectrogram of a batch's audio, in place of the stored one."""
+    return batch | {"mel": coarse(log_mel(batch["audio"].float()))}
+
+
+#: What a training may take: fields beside the compact copy's, and what is computed of them.
+DIETS = {
+    "compact copy": ((), None),
+    "and mel_spec": (("mel_spec",), None),
+    "and audio": (("audio",), None),
+    "and audio, mel on the fly": (("audio",), hear),
+}
+
+
+def feeding(folder: str | Path, batch_size: int = 128, workers: int = 0, seconds: float = 5.0) -> pd.DataFrame:
+    """Clips a second that `ClipData` gives a training, from the page cache and from disk.
+
+    Returns:
+        A row for each of `DIETS`: `cached` and `disk`, clips a second; `raw cached` and `raw disk`, what a plain
+        sequential read of the same bytes, without any look at them, would give. Disk is NaN where the system can't be
+        told to forget what it read.
+    """
+    folder = Path(folder)
+    compact_copy(folder / "train.h5")
+    rows = {}
+    for name, (fields, transform) in DIETS.items():
+        data = ClipData(folder, batch_size, workers, fields=fields, transform=transform)
+        read = {}
+        for place in ("cached", "disk"):
+            forgotten = place == "cached" or _forget(folder, fields)
+            raw = _raw_rate(folder, fields, seconds) if forgotten else np.nan
+            if place == "cached":  # once more: the first time was from disk, or partly
+                raw = _raw_rate(folder, fields, seconds)
+            else:
+                _forget(folder, fields)
+            read[place] = _rate(data, seconds) if forgotten else np.nan
+            read[f"raw {place}"] = raw
+        rows[name] = read
+    return pd.DataFrame(rows).T
+
+
+def _rate(data: ClipData, seconds: float) -> float:
+    batches = iter(data.train_dataloader())
+    next(batches)
+    clips, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        clips += len(next(batches)["mel"])
+    return clips / spent
+
+
+def _extents(folder: Path, fields: tuple[str, ...]) -> Iterator[tuple[Path, list[tuple[int, int]], float]]:
+    """Files, where in them the bytes of `fields` and of the compact copy are, and how many clips that makes."""
+    path = folder / "train.h5"
+    with open_split(path) as file:
+        pieces, clips = read_pieces(file), len(file["param_array"])
+    if not fields:
+        copy = folder / "train-compact.npy"
+        yield copy, [(0, copy.stat().st_size)], clips
+        return
+    for piece in pieces:
+        source = find_source(path, piece.file)
+        with h5py.File(source, "r") as shard:
+            chunks = [
+                shard[name].id.get_chunk_info(i)
+                for name in fields
+                for i in range(shard[name].id.get_num_chunks())
+            ]
+            yield source, sorted((chunk.byte_offset, chunk.size) for chunk in chunks), piece.length
+
+
+def _raw_rate(folder: Path, fields: tuple[str, ...], seconds: float) -> float:
+    """Clips a second of reading bytes alone, for at most so many seconds."""
+    clips, start = 0.0, time.perf_counter()
+    for path, extents, held in _extents(folder, fields):
+        size, taken = sum(length for _, length in extents), 0
+        with open(path, "rb", buffering=0) as file:
+            buffer = memoryview(bytearray(BLOCK))
+            for offset, length in extents:
+                file.seek(offset)
+                while length > 0:
+                    count = file.readinto(buffer[: min(BLOCK, length)])
+                    length, taken = length - count, taken + count
+                if time.perf_counter() - start > seconds:
+                    break
+        clips += held * taken / size
+        if time.perf_counter() - start > seconds:
+            break
+    return clips / (time.perf_counter() - start)
+
+
+def _forget(folder: Path, fields: tuple[str, ...]) -> bool:
+    """Have the system drop its copies of a dataset's files; whether it can be told to."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    files = {folder / "train-compact.npy", *(path for path, *_ in _extents(folder, fields))}
+    for path in files:
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True

@@ -6,10 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,28 +42,35 @@ def measure(function: Callable, *arguments, **settings) -> Measured:
 
     That is what the processes hold themselves: mapped files, which the system can drop, don't count on Linux.
     """
-    peak, done = 0, threading.Event()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        process = psutil.Process(pool.submit(os.getpid).result())
-
-        def watch() -> None:
-            nonlocal peak
-            while not done.wait(POLL):
-                peak = max(peak, _memory(process))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            result, seconds = pool.submit(_timed, function, arguments, settings).result()
-        finally:
-            done.set()
-            watcher.join()
+    context, peak = multiprocessing.get_context("spawn"), 0
+    answer, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_timed, args=(sender, function, arguments, settings))
+    child.start()
+    sender.close()  # the child's alone, so that its death is noticed
+    process = psutil.Process(child.pid)
+    try:
+        while not answer.poll(POLL):
+            peak = max(peak, _memory(process))
+        result, seconds = answer.recv()
+    except EOFError:
+        raise RuntimeError(f"{function.__name__} ended its process") from None
+    finally:
+        # Not by itself: joblib's idle workers would be waited for.
+        for one in [*process.children(recursive=True), process]:
+            one.kill()
+        child.join()
+    if isinstance(result, Exception):
+        raise result
     return Measured(result, seconds, peak / 1e6)
 
 
-def _timed(function: Callable, arguments: tuple, settings: dict) -> tuple[object, float]:
+def _timed(sender, function: Callable, arguments: tuple, settings: dict) -> None:
     start = time.perf_counter()
-    return function(*arguments, **settings), time.perf_counter() - start
+    try:
+        result = function(*arguments, **settings)
+    except Exception as error:
+        result = error
+    sender.send((result, time.perf_counter() - start))
 
 
 def _memory(process: psutil.Process) -> int:

@@ -55,6 +55,8 @@ def write_virtual(
 ) -> None:
     """Write an HDF5 file, whole or not at all, whose `fields` (a clip's shape and type) are the rows of `pieces`."""
     count = sum(piece.count for piece in pieces)
+    for leftover in path.parent.glob(f"{path.stem}.partial-*"):  # of a run that was killed
+        leftover.unlink(missing_ok=True)
     aside = path.with_suffix(f".partial-{os.getpid()}")
     with h5py.File(aside, "w") as file:
         file.attrs.update(attributes)
@@ -70,18 +72,26 @@ def write_virtual(
 
 
 def read_pieces(file: h5py.File) -> list[Piece]:
-    """What an open split is made of, in order; of a file that holds its clips itself, that file."""
+    """What an open split is made of, in order; of a file that holds its clips itself, that file.
+
+    Raises `DatasetError` if it is not whole ranges of rows, one after the other.
+    """
     vectors = file["param_array"]
     if not vectors.is_virtual:
-        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))]
-    found = []
-    for source in vectors.virtual_sources():
-        (at, *_), (last, *_) = source.vspace.get_select_bounds()
-        first, length = 0, last - at + 1
+        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))] if len(vectors) else []
+    found, at = [], 0
+    for source in sorted(vectors.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
+        (start, *_), (last, *_) = source.vspace.get_select_bounds()
+        count = source.vspace.get_select_npoints() // vectors.shape[1]
+        first, stop, length = 0, count, count
         if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
-            (first, *_), length = source.src_space.get_select_bounds()[0], source.src_space.shape[0]
-        found.append((at, Piece(source.file_name, length, first, last - at + 1)))
-    return [piece for _, piece in sorted(found)]
+            (first, *_), (final, *_) = source.src_space.get_select_bounds()
+            stop, length = final + 1, source.src_space.shape[0]
+        if (start, last + 1, stop) != (at, at + count, first + count):
+            raise DatasetError(f"{file.filename} takes every so many rows of its shards; join whole ranges")
+        found.append(Piece(source.file_name, length, first, count))
+        at += count
+    return found
 
 
 def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

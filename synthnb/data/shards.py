@@ -25,6 +25,7 @@ from synthnb.space import ParameterSpace
 
 FIELDS = ("audio", "mel_spec", "music2latent", "param_array")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
+UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 
 
 class DatasetError(RuntimeError):

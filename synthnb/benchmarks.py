@@ -16,7 +16,6 @@ import joblib
 import numpy as np
 import pandas as pd
 import psutil
-import torch
 
 from synthnb.data.datamodule import Batch, ClipData, coarse, compact_copy
 from synthnb.data.generate import generate
@@ -98,7 +97,9 @@ def _play(text: str, seed: int, first: int, count: int) -> float:
     return sum(synth.engine_seconds(patch, note, space.seconds) for patch, note in drawn)
 
 
-def generate_timed(folder: Path, text: str, clips: int, workers: int, dask: bool = False, **settings) -> float:
+def generate_timed(
+    folder: Path, text: str, clips: int, workers: int, dask: bool = False, **settings
+) -> float:
     """Render `clips` training clips on joblib's workers or a local dask cluster; seconds, once all have started."""
     space, quiet = ParameterSpace.parse(text), {"progress": False, **settings}
     with contextlib.ExitStack() as stack:
@@ -137,7 +138,9 @@ DIETS = {
 }
 
 
-def feeding(folder: str | Path, batch_size: int = 128, workers: int = 0, seconds: float = 5.0) -> pd.DataFrame:
+def feeding(
+    folder: str | Path, batch_size: int = 128, workers: int = 0, seconds: float = 5.0
+) -> pd.DataFrame:
     """Clips a second that `ClipData` gives a training, from the page cache and from disk.
 
     Returns:

@@ -16,6 +16,7 @@ import torch
 from synthnb.data.shards import (
     FIELDS,
     SPLITS,
+    UNREADABLE,
     DatasetError,
     fields_of,
     find_source,
@@ -43,7 +44,6 @@ RECIPE = (
     "seconds",
     "velocity",
 )
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 
 
 def describe(folder: str | Path, space: str | Path | None = None) -> list[str]:

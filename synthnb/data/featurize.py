@@ -11,7 +11,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import joblib
@@ -19,7 +18,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from synthnb.data.shards import SPLITS, DatasetError, open_split, write_stats
+from synthnb.data.shards import (
+    SPLITS,
+    DatasetError,
+    fields_of,
+    find_source,
+    open_split,
+    read_pieces,
+    sweep,
+    write_stats,
+    write_virtual,
+)
 from synthnb.features import log_mel
 from synthnb.latents import Music2Latent
 from synthnb.synths import open_space
@@ -63,14 +72,19 @@ def add_features(
     if name not in FEATURES:
         raise DatasetError(f"no feature '{name}'; known: {', '.join(FEATURES)}")
     folder = Path(folder)
-    splits = [
-        folder / f"{split}.h5" for split in SPLITS if split == "train" or (folder / f"{split}.h5").exists()
-    ]
-    rows = {split: _rows(split) for split in splits}
-    shards = sorted({piece.shard for pieces in rows.values() for piece in pieces})
-    for parent in {path.parent for path in (*shards, *splits)}:
+    pieces = {}  # of each split, with paths from the folder, so that it can be moved
+    for path in (folder / f"{split}.h5" for split in SPLITS):
+        if path.stem == "train" or path.exists():
+            with open_split(path) as file:
+                pieces[path] = [
+                    piece._replace(file=os.path.relpath(find_source(path, piece.file), folder))
+                    for piece in read_pieces(file)
+                ]
+    shards = sorted({folder / piece.file for found in pieces.values() for piece in found})
+    for parent in {path.parent for path in shards}:
         for leftover in parent.glob(f"*.partial-{name}-*"):
             leftover.unlink()
+    sweep(folder)
     lengths, origins = {}, {}
     for shard in shards:
         with open_split(shard) as file:
@@ -89,8 +103,13 @@ def add_features(
             for shard in todo:
                 for clips in _add_column(shard, name, compute, origin, batch, workers):
                     bar.update(clips)
-    for split in splits:
-        _show_column(split, name, rows[split], lengths)
+    with h5py.File(shards[0], "r") as file:
+        column = fields_of(file)[name]
+    for path, found in pieces.items():
+        with h5py.File(path, "r") as file:
+            fields, attributes = fields_of(file), dict(file.attrs)
+        if name not in fields:
+            write_virtual(path, fields | {name: column}, found, attributes)
     if name == "mel_spec" and not (folder / "stats.npz").is_file():
         write_stats(folder)
     return folder
@@ -102,33 +121,6 @@ def _open(name: str, device: str, weights: str | Path | None) -> tuple[Compute, 
         return lambda audio: log_mel(audio.to(device)), ""
     encoder = Music2Latent(weights, device)
     return encoder, encoder.origin
-
-
-class Rows(NamedTuple):
-    """`count` rows of a virtual file, from `first` on: those of a shard from `start` on."""
-
-    shard: Path
-    first: int
-    start: int
-    count: int
-
-
-def _rows(split: Path) -> list[Rows]:
-    """Where a virtual file has its rows of `param_array` from; a plain file has them from itself."""
-    with open_split(split) as file:
-        vectors = file["param_array"]
-        if not vectors.is_virtual:
-            return [Rows(split, 0, 0, len(vectors))] if len(vectors) else []
-        found = []
-        for source in vectors.virtual_sources():
-            (first, *_), (last, *_) = source.vspace.get_select_bounds()
-            start, stop = 0, last - first  # of a shard that is taken whole HDF5 tells no bounds
-            if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:
-                (start, *_), (stop, *_) = source.src_space.get_select_bounds()
-            if stop - start != last - first:
-                raise DatasetError(f"{split} takes every so many rows of its shards; join whole ranges")
-            found.append(Rows(split.parent / source.file_name, first, start, last + 1 - first))
-        return found
 
 
 def _add_column(
@@ -174,25 +166,3 @@ def _audio(file: h5py.File, path: Path, batch: int, workers: int) -> Iterator[np
 def _render(text: str, vectors: np.ndarray) -> np.ndarray:
     space, synth = open_space(text)
     return np.stack([synth.render(*space.decode(v), space.seconds)[: synth.channels] for v in vectors])
-
-
-def _show_column(split: Path, name: str, rows: list[Rows], lengths: dict[Path, int]) -> None:
-    """Map one more column of the shards into a virtual file, in the same rows as `param_array`."""
-    with h5py.File(split, "r") as file:
-        if name in file:
-            return
-    with h5py.File(next(iter(lengths)), "r") as file:
-        shape, dtype = file[name].shape[1:], file[name].dtype
-    aside = split.with_suffix(f".partial-{name}-{secrets.token_hex(4)}")
-    try:
-        shutil.copy(split, aside)
-        with h5py.File(aside, "r+") as file:
-            layout = h5py.VirtualLayout((len(file["param_array"]), *shape), dtype)
-            for shard, first, start, count in rows:
-                where = os.path.relpath(shard, split.parent)  # so that the folder can be moved
-                column = h5py.VirtualSource(where, name, (lengths[shard], *shape), dtype)
-                layout[first : first + count] = column[start : start + count]
-            file.create_virtual_dataset(name, layout)
-        aside.replace(split)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -27,7 +28,17 @@ import torch
 from tqdm import tqdm
 
 from synthnb import __version__
-from synthnb.data.shards import SPLITS, DatasetError, shard_lengths, shard_path, write_splits, write_stats
+from synthnb.data.shards import (
+    SPLITS,
+    UNREADABLE,
+    DatasetError,
+    read_pieces,
+    shard_lengths,
+    shard_path,
+    sweep,
+    write_splits,
+    write_stats,
+)
 from synthnb.edits import edit
 from synthnb.features import log_mel
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
@@ -235,7 +246,7 @@ def missing_shards(folder: Path, recipe: Recipe, clips: int) -> list[tuple[int, 
         try:
             with h5py.File(path, "r") as file:
                 attributes, clips_in_it = dict(file.attrs), len(file["param_array"])
-        except (OSError, KeyError):  # damaged; it is rendered again
+        except UNREADABLE:  # damaged; it is rendered again
             missing.append((index, length))
             continue
         for name, value in asdict(recipe).items():
@@ -277,8 +288,8 @@ def generate(
         The folder.
 
     Raises:
-        DatasetError: the folder holds shards made otherwise, the space is silent, workers die again and again, or
-            the disk is full. What is complete stays, and the same command goes on from there.
+        DatasetError: the folder holds shards made otherwise or is a subset, the space is silent, workers die again
+            and again, or the disk is full. What is complete stays, and the same command goes on from there.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,6 +302,7 @@ def generate(
     own, parts = part
     if not 1 <= own <= parts:
         raise DatasetError(f"part {own} of {parts}: the first is 1, the last {parts}")
+    _refuse_other_splits(folder)
     recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size, edits)
     todo = [shard for shard in missing_shards(folder, recipe, clips) if shard[0] % parts == own - 1]
     stats = folder / "stats.npz"
@@ -299,6 +311,7 @@ def generate(
     for index in range(own - 1, len(shard_lengths(clips, shard_size)), parts):
         for leftover in folder.glob(f"{shard_path(folder, index).stem}.partial-*"):
             leftover.unlink()
+    sweep(folder)
     count = sum(shard_lengths(clips, shard_size)[own - 1 :: parts])
     with tqdm(total=count, initial=count - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
         for length in _render_shards(folder, recipe, todo, workers):
@@ -310,6 +323,24 @@ def generate(
         write_splits(folder, shard_lengths(clips, shard_size), splits)
         write_stats(folder)
     return folder
+
+
+def _refuse_other_splits(folder: Path) -> None:
+    """Raise `DatasetError` if a split shows clips that `generate` did not render here: it would be overwritten."""
+    for path in (folder / f"{split}.h5" for split in SPLITS):
+        try:
+            with h5py.File(path, "r") as file:
+                files = [piece.file for piece in read_pieces(file)]
+        except DatasetError:
+            raise
+        except UNREADABLE:  # not there yet, or damaged; it is made again
+            continue
+        for name in files:
+            if not re.fullmatch(r"shard-\d{5,}\.h5", name):
+                raise DatasetError(
+                    f"{path} shows clips of {name}, which were not generated into this folder (a subset, or another "
+                    "tool's dataset); use an empty folder"
+                )
 
 
 def _render_shards(
@@ -375,6 +406,6 @@ def _splits_are(folder: Path, splits: dict[str, int]) -> bool:
             with h5py.File(folder / f"{split}.h5", "r") as file:
                 if len(file["param_array"]) != count:
                     return False
-    except OSError:
+    except UNREADABLE:
         return False
     return True

@@ -14,7 +14,7 @@ have float32 spectrograms, Blosc2 compression, splits of whole shards, and no at
 from __future__ import annotations
 
 import importlib
-import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from synthnb.space import ParameterSpace
 
 FIELDS = ("audio", "mel_spec", "music2latent", "param_array")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
+UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 
 
 class DatasetError(RuntimeError):
@@ -56,7 +57,7 @@ def write_virtual(
 ) -> None:
     """Write an HDF5 file, whole or not at all, whose `fields` (a clip's shape and type) are the rows of `pieces`."""
     count = sum(piece.count for piece in pieces)
-    aside = path.with_suffix(f".partial-{os.getpid()}")
+    aside = path.with_suffix(f".partial-{secrets.token_hex(4)}")  # others may be writing the same file
     with h5py.File(aside, "w") as file:
         file.attrs.update(attributes)
         for name, (shape, dtype) in fields.items():
@@ -70,19 +71,34 @@ def write_virtual(
     aside.replace(path)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a killed run left of virtual files and statistics."""
+    for name in (*SPLITS, "stats"):
+        for leftover in folder.glob(f"{name}.partial-*"):
+            leftover.unlink(missing_ok=True)
+
+
 def read_pieces(file: h5py.File) -> list[Piece]:
-    """What an open split is made of, in order; of a file that holds its clips itself, that file."""
+    """What an open split is made of, in order; of a file that holds its clips itself, that file.
+
+    Raises `DatasetError` if it is not whole ranges of rows, one after the other.
+    """
     vectors = file["param_array"]
     if not vectors.is_virtual:
-        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))]
-    found = []
-    for source in vectors.virtual_sources():
-        (at, *_), (last, *_) = source.vspace.get_select_bounds()
-        first, length = 0, last - at + 1
+        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))] if len(vectors) else []
+    found, at = [], 0
+    for source in sorted(vectors.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
+        (start, *_), (last, *_) = source.vspace.get_select_bounds()
+        count = source.vspace.get_select_npoints() // vectors.shape[1]
+        first, stop, length = 0, count, count
         if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
-            (first, *_), length = source.src_space.get_select_bounds()[0], source.src_space.shape[0]
-        found.append((at, Piece(source.file_name, length, first, last - at + 1)))
-    return [piece for _, piece in sorted(found)]
+            (first, *_), (final, *_) = source.src_space.get_select_bounds()
+            stop, length = final + 1, source.src_space.shape[0]
+        if (start, last + 1, stop) != (at, at + count, first + count):
+            raise DatasetError(f"{file.filename} takes every so many rows of its shards; join whole ranges")
+        found.append(Piece(source.file_name, length, first, count))
+        at += count
+    return found
 
 
 def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -228,6 +244,6 @@ def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def write_stats(folder: Path) -> Path:
     """Mean and standard deviation of every mel cell over the training clips, in one streaming pass."""
     mean, std = mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
-    aside = folder / "stats.partial-0.npz"
+    aside = folder / f"stats.partial-{secrets.token_hex(4)}.npz"
     np.savez(aside, mean=mean, std=std)
-    return aside.rename(folder / "stats.npz")
+    return aside.replace(folder / "stats.npz")

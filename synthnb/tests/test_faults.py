@@ -6,12 +6,13 @@ nothing disturbed?
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,24 +20,36 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from joblib.externals.loky import get_reusable_executor
+from tqdm import tqdm
 
 from synthnb.data import generate as generating
+from synthnb.data.check import check
 from synthnb.data.generate import generate
-from synthnb.data.shards import DatasetError, open_split
+from synthnb.data.shards import SPLITS, DatasetError, open_split
 from synthnb.synths import SynthCrash
 from synthnb.synths.host import Host
-from synthnb.tests.test_generate import REPOSITORY, contents
+from synthnb.tests.test_generate import contents
 
 SIZES = {"train": 84, "val": 8, "test": 8, "shard_size": 10, "edits": 1}
 
 table = []
 
 
+def record(fault: str, what: str, lost: str = "nothing", arrays: str = "equal"):
+    """Add a row to the table; `arrays` are compared to those of a run that nothing disturbed."""
+    table.append((fault, what, lost, arrays))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def printed():
     yield
     if table:
-        print("\n\n" + "\n".join(f"{fault:44} {what}" for fault, what in table))
+        rows = [("fault", "what happened", "lost", "arrays"), *table]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        print("\n")
+        for row in rows:
+            print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip())
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +66,9 @@ class Contained:
 
     def __init__(self, marks: Path):
         self.host = Host("synthnb.tests.dangerous:Dangerous", str(marks), name="Dangerous")
+
+    def ceiling(self, patch, note):
+        return float("inf")
 
     def render(self, patch, note, seconds):
         return self.host.call("render", patch, note, seconds, timeout=2)
@@ -90,7 +106,7 @@ def test_a_patch_that_fails_once_is_played_again(tmp_path, short_space, undistur
     folder = generate(tmp_path / "data", short_space, **SIZES, workers=1, progress=False)
     assert not list(marks.iterdir())  # it struck
     assert contents(folder) == undisturbed and skipped_in(folder) == []
-    table.append((f"a {fault} of the synth", "played again in a fresh process; arrays equal"))
+    record(f"a {fault} of the synth", "the patch was played again in a fresh process")
 
 
 @pytest.mark.slow
@@ -115,7 +131,10 @@ def test_a_patch_that_always_fails_is_skipped_and_noted(tmp_path, short_space, u
     assert len(noted) > 0 and 0 < kept < 100
     cause = "SIGSEGV" if fault == "segfault" else "did not answer"
     assert all(cause in message for _, _, message in noted)
-    table.append((f"a {fault} at each try", f"{len(noted)} patches noted and drawn again"))
+    record(
+        f"a {fault} at each try", "noted in the shard; another patch was drawn",
+        f"patches: {len(noted)}", f"{kept} of {sum(sizes[split] for split in SPLITS)} equal",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -135,9 +154,7 @@ def test_a_synth_that_leaks_is_replaced(tmp_path, short_space, undisturbed, cont
     folder = generate(tmp_path / "data", short_space, **SIZES, workers=1, progress=False)
     assert contents(folder) == undisturbed
     assert len(pids - {None}) > 2
-    table.append(
-        ("a leak of 32 MB a note", f"{len(pids - {None})} processes one after another; arrays equal")
-    )
+    record("a leak of 32 MB a note", f"{len(pids - {None})} processes rendered one after another")
 
 
 def test_a_crash_says_whether_it_came_from_outside(contained, patches):
@@ -160,7 +177,7 @@ def test_a_truncated_shard_is_made_again(tmp_path, short_space, undisturbed):
     os.truncate(path, path.stat().st_size // 2)
     generate(folder, short_space, **SIZES, workers=1, progress=False)
     assert contents(folder) == undisturbed
-    table.append(("a truncated shard", "the same command makes it again; arrays equal"))
+    record("a truncated shard", "the same command made it again")
 
 
 def test_a_flipped_bit_is_noticed_where_it_is_read(tmp_path, short_space, undisturbed):
@@ -176,7 +193,7 @@ def test_a_flipped_bit_is_noticed_where_it_is_read(tmp_path, short_space, undist
     path.unlink()
     generate(folder, short_space, **SIZES, workers=1, progress=False)
     assert contents(folder) == undisturbed
-    table.append(("a flipped bit", "reading says so; without that shard, made again; arrays equal"))
+    record("a flipped bit", "reading failed; once the shard was deleted, the same command made it again")
 
 
 def test_parts_rendered_apart_are_the_whole(tmp_path, short_space, undisturbed):
@@ -192,6 +209,7 @@ def test_parts_rendered_apart_are_the_whole(tmp_path, short_space, undisturbed):
     assert contents(whole) == undisturbed
     with pytest.raises(DatasetError, match="part 3 of 2"):
         generate(whole, short_space, **SIZES, part=(3, 2))
+    record("no fault: two parts", "two folders were rendered apart, and their shards put together")
 
 
 def test_a_dask_cluster_makes_the_same(tmp_path, short_space, undisturbed):
@@ -207,6 +225,7 @@ def test_a_dask_cluster_makes_the_same(tmp_path, short_space, undisturbed):
         assert len(file["audio"]) == 84
     with pytest.raises(DatasetError, match="no dask scheduler answers"):
         generate(tmp_path / "other", short_space, **SIZES, workers="tcp://127.0.0.1:1", progress=False)
+    record("no fault: a dask cluster", "two of its workers rendered")
 
 
 @pytest.mark.slow
@@ -230,78 +249,98 @@ def test_a_full_disk_loses_nothing(tmp_path, short_space, undisturbed):
         assert contents(disk / "data") == undisturbed
     finally:
         subprocess.run(["umount", disk], check=True)
-    table.append(("a full disk", f"{len(whole)} shards stay; with more room, arrays equal"))
+    record("a full disk", f"the run said so and ended; with more room it went on from {len(whole)} shards")
 
 
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+def workers_of(run: multiprocessing.Process) -> list[psutil.Process]:
     """The joblib workers of a run; none if it has just ended."""
     found = []
     with contextlib.suppress(psutil.Error):
-        for child in psutil.Process(process.pid).children():
+        for child in psutil.Process(run.pid).children():
             with contextlib.suppress(psutil.Error):  # that one has just ended
-                found += [child] * ("loky" in " ".join(child.cmdline()))
+                found += [child] * ("popen_loky" in " ".join(child.cmdline()))
     return found
 
 
-SCRIPT = """
-import sys
-from synthnb.data import generate as generating
-from synthnb.data.generate import generate
-from synthnb.space import ParameterSpace
+def kill(run: multiprocessing.Process) -> bool:
+    """Kill a run and its workers; whether it was still going on."""
+    workers = workers_of(run)
+    run.kill()
+    for worker in workers:
+        with contextlib.suppress(psutil.Error):
+            worker.kill()
+    run.join()
+    time.sleep(0.2)  # its workers don't die at the same instant
+    return run.exitcode == -signal.SIGKILL
 
-print("ready", flush=True)
-generate(sys.argv[1], ParameterSpace.load(sys.argv[2]), 2000, 100, 100, shard_size=20, workers=2, progress=False)
-"""
+
+def generate_logged(log: Path, *arguments, **settings):
+    """`generate`, with what it and its workers have to say about their ends in a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 2)
+    tqdm.set_lock(threading.RLock())  # its own is seen by other processes, and a kill would leave it behind
+    generate(*arguments, **settings)
+    # As at the end of a program; multiprocessing would wait until idle workers give up.
+    get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not hasattr(os, "killpg"), reason="kills a process group, which this system does not have"
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="this system can't fork processes"
 )
 def test_a_hundred_kills_leave_no_trace(tmp_path, short_space):
-    """SIGKILL at random moments, of a worker or of the parent with all it started; then the arrays are the same."""
-    path = tmp_path / "short.yaml"
-    path.write_text(short_space.text)
-    sizes = {"train": 2000, "val": 100, "test": 100, "shard_size": 20}
-    one = generate(tmp_path / "undisturbed", short_space, **sizes, workers=2, progress=False)
-    folder, rng, kills, process = tmp_path / "killed", random.Random(0), {"worker": 0, "parent": 0}, None
-    give_up = time.monotonic() + 900
+    """SIGKILL at random moments, of a worker or of the whole run, from its first shard to its stats.
 
-    def start() -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, folder, path], stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL, start_new_session=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        )  # fmt: skip
-        assert process.stdout.readline() == "ready\n"
-        return process
+    Some wait until there is one more shard, others may hit what has just been started. Whenever a run came to its end,
+    the next one lacks every second shard. No run makes a shard again that was complete before it.
+    """
+    clips = {"train": 1960, "val": 20, "test": 20, "shard_size": 40, "edits": 1}
+    undisturbed = contents(
+        generate(tmp_path / "undisturbed", short_space, **clips, workers=1, progress=False)
+    )
+    folder, rng, give_up = tmp_path / "killed", random.Random(0), time.monotonic() + 900
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["synthnb.data.generate"])  # importing it takes seconds
+    found, run, kills = [{}], None, {"worker": 0, "run": 0, "end": 0}
 
-    try:
-        while sum(kills.values()) < 100:
-            assert time.monotonic() < give_up, kills
-            if process is None or process.poll() is not None:
-                if process is not None and (folder / "stats.npz").is_file():
-                    for shard in sorted(folder.glob("shard-*.h5"))[::2]:  # more to do, more to kill
-                        shard.unlink()
-                process = start()
-            time.sleep(rng.uniform(0.2, 2.5))
-            workers = workers_of(process)
-            if rng.random() < 0.3:
-                os.killpg(process.pid, signal.SIGKILL)
-                kills["parent"] += 1
-                process.wait()
-                for worker in workers:
-                    worker.kill()
-                process = None
-            elif workers:
+    def shards() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("shard-*.h5"))}
+
+    while sum(kills.values()) < 100:
+        assert time.monotonic() < give_up, kills
+        if run is None or not run.is_alive():
+            assert found[-1].items() <= shards().items()
+            for path in [*shards()][::2] if (folder / "stats.npz").is_file() else []:
+                path.unlink()
+            found.append(shards())
+            run = fork.Process(
+                target=generate_logged, args=(tmp_path / "log", folder, short_space),
+                kwargs=clips | {"workers": 2, "progress": False},
+            )  # fmt: skip
+            run.start()
+        wanted = min(50, len(shards()) + (rng.random() < 0.3))
+        while len(shards()) < wanted and run.is_alive() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        at_end = len(shards()) == 50
+        if at_end and rng.random() < 0.25:
+            run.join()
+            continue
+        time.sleep(rng.uniform(0, 0.3 if at_end else 1.2))
+        workers = workers_of(run)
+        if at_end or rng.random() < 0.3:
+            kills["end" if at_end else "run"] += kill(run)
+        elif workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 rng.choice(workers).kill()
                 kills["worker"] += 1
-    finally:
-        if process is not None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    time.sleep(0.5)
-    left = len(list(folder.glob("shard-*.h5")))
-    generate(folder, short_space, **sizes, workers=2, progress=False)
-    assert contents(folder) == contents(one)
-    what = f"{kills['worker']} of workers, {kills['parent']} of the whole run; arrays equal"
-    table.append(("100 kills", f"{what}; {left} of 110 shards were there"))
+    kill(run)
+    generate(folder, short_space, **clips, workers=2, progress=False)
+    assert found[-1].items() <= shards().items()
+    assert contents(folder) == undisturbed
+    assert not list(folder.glob("*.partial*")) and check(folder) == []
+    runs, there = len(found) - 1, sum(map(len, found))
+    record(
+        "100 kills",
+        f"{kills['worker']} of a worker, {kills['run'] + kills['end']} of the run ({kills['end']} at its end); "
+        f"{runs} runs kept {there / runs:.0f} of 50 shards, on average",
+    )

@@ -208,17 +208,39 @@ def test_a_virtual_file_of_another_order_keeps_its_rows(mine, loudest):
     np.testing.assert_array_equal(split["music2latent"][:, 0], np.abs(split["audio"]).max(axis=(1, 2)))
 
 
-def test_rows_that_are_no_range_are_refused(mine, loudest):
+@pytest.mark.parametrize(
+    "rows, of_shard",
+    [(slice(0, 4), slice(0, 8, 2)), (slice(0, 16, 2), slice(0, 8)), (slice(3, 7), slice(0, 4))],
+)
+def test_rows_that_are_no_range_are_refused(mine, loudest, rows, of_shard):
     with h5py.File(mine / "train.h5", "r+") as file:
         shape, dtype = file["param_array"].shape[1:], file["param_array"].dtype
         del file["param_array"]
-        layout = h5py.VirtualLayout((4, *shape), dtype)
-        layout[:] = h5py.VirtualSource("shard-00001.h5", "param_array", (8, *shape), dtype)[::2]
+        layout = h5py.VirtualLayout((rows.stop, *shape), dtype)
+        source = h5py.VirtualSource("shard-00001.h5", "param_array", (8, *shape), dtype)
+        layout[rows] = source[of_shard]
         file.create_virtual_dataset("param_array", layout)
     with pytest.raises(
         DatasetError, match=r"train.h5 takes every so many rows of its shards; join whole ranges"
     ):
         add(mine, "music2latent")
+
+
+def test_what_a_killed_run_left_is_gone_after_the_next(mine, loudest):
+    for name in ("train.partial-9", "shard-00001.partial-music2latent-9"):
+        (mine / name).touch()
+    add(mine, "music2latent")
+    assert not list(mine.glob("*.partial*"))
+
+
+def test_a_split_keeps_its_fields_and_attributes(mine, loudest):
+    with h5py.File(mine / "val.h5", "r+") as file:
+        del file["audio"]
+        file.attrs["first_clip"] = 7
+        before = dict(file.attrs)
+    add(mine, "music2latent")
+    with open_split(mine / "val.h5") as file:
+        assert list(file) == ["mel_spec", "music2latent", "param_array"] and dict(file.attrs) == before
 
 
 def test_latents_of_other_weights_are_not_mixed(mine, loudest, monkeypatch):

@@ -1,11 +1,5 @@
 """Datasets: the layout, clips that depend on nothing but (space, seed, index), and resuming after anything."""
 
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -18,8 +12,6 @@ from synthnb.data.shards import DatasetError, open_split, shard_lengths
 from synthnb.features import log_mel
 from synthnb.sound import loudness
 from synthnb.space import ParameterSpace
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def render(folder, space, train=12, val=4, test=4, **settings):
@@ -250,53 +242,3 @@ def test_incomplete_families_are_refused(tmp_path, short_space):
     with pytest.raises(DatasetError, match=r"'train': 12.* with 2 edits each: all must be multiples of 3"):
         render(tmp_path, short_space, edits=2)
     assert not list(tmp_path.iterdir())
-
-
-#: Renders the dataset of the test below, says so when it starts, and waits to be killed when it is done.
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from synthnb.data.generate import generate
-from synthnb.space import ParameterSpace
-
-space = ParameterSpace.load(sys.argv[2])
-print("ready", flush=True)
-generate(sys.argv[1], space, 44, 8, 8, shard_size=4, workers=2, edits=1, progress=False)
-time.sleep(60)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not hasattr(os, "killpg"), reason="kills a process group, which this system does not have"
-)
-def test_ten_kills_leave_no_trace(tmp_path, short_space):
-    """SIGKILL at ten random moments, spread from the first shard to the stats; then the arrays are the same."""
-    path = tmp_path / "short.yaml"
-    path.write_text(short_space.text)
-    undisturbed = generate(
-        tmp_path / "undisturbed", short_space, 44, 8, 8, shard_size=4, edits=1, workers=1, progress=False
-    )
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    rng = random.Random(10)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    for shards in sorted(rng.choices(range(16), k=10)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, folder, path],
-            stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment,
-        )  # fmt: skip
-        try:
-            assert process.stdout.readline() == "ready\n"
-            give_up = time.monotonic() + 100
-            while len(list(folder.glob("shard-*.h5"))) < shards and time.monotonic() < give_up:
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.3))
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            process.stdout.close()
-        time.sleep(0.2)  # its workers die with it, but not at the same instant
-        assert len(list(folder.glob("shard-*.h5"))) >= shards
-    generate(folder, short_space, 44, 8, 8, shard_size=4, edits=1, workers=1, progress=False)
-    assert contents(folder) == contents(undisturbed)

@@ -109,6 +109,21 @@ def test_a_subset_trains_retrieves_and_has_a_library(mine, tmp_path):
     assert set(places(rows(smaller, "train"), rows(subset, "train"))) <= set(range(60))
 
 
+@pytest.mark.parametrize("shown", ["../mine/shard-00000.h5", "shard-2.h5", "val.h5"])
+def test_what_was_not_generated_here_is_not_overwritten(mine, short_space, tmp_path, shown):
+    folder = tmp_path / "folder"
+    if shown.startswith(".."):
+        write_subset(mine, folder, 60)
+    else:
+        by_hand(folder)
+    if shown == "val.h5":  # that holds its clips itself
+        (folder / "shard-2.h5").rename(folder / shown)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DatasetError, match=f"shows clips of {shown}, which were not .* use an empty folder"):
+        generate(folder, short_space, 60, 16, 16, edits=1, shard_size=100, workers=1, progress=False)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_a_subset_moves_with_its_dataset_and_names_what_is_missing(mine, tmp_path):
     (tmp_path / "one").mkdir()
     mine = mine.rename(tmp_path / "one" / "mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from synthnb.features import log_mel
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_space
 
-POLL = 0.02  # seconds between two looks at the memory
+POLL = 0.1  # seconds between two looks at the memory, in the end; more often at first
 BLOCK = 1 << 20  # bytes read at once
 
 
@@ -48,9 +49,10 @@ def measure(function: Callable, *arguments, **settings) -> Measured:
     sender.close()  # the child's alone, so that its death is noticed
     process = psutil.Process(child.pid)
     try:
-        while not answer.poll(POLL):
+        started = time.perf_counter()
+        while not answer.poll(min(POLL, 0.005 + (time.perf_counter() - started) / 20)):
             peak = max(peak, _memory(process))
-        result, seconds = answer.recv()
+        result, seconds = pickle.loads(answer.recv_bytes())
     except EOFError:
         raise RuntimeError(f"{function.__name__} ended its process") from None
     finally:
@@ -69,7 +71,8 @@ def _timed(sender, function: Callable, arguments: tuple, settings: dict) -> None
         result = function(*arguments, **settings)
     except Exception as error:
         result = error
-    sender.send((result, time.perf_counter() - start))
+    # As bytes: a tensor would stay in this process, which ends.
+    sender.send_bytes(pickle.dumps((result, time.perf_counter() - start)))
 
 
 def _memory(process: psutil.Process) -> int:

@@ -22,7 +22,7 @@ from synthnb.space import ParameterSpace
 
 AXES = 48  # bytes a sound
 FITTED = 10_000  # clips, evenly spread, that the axes are fitted to
-CHUNK = 1024
+CHUNK = 256
 CHECKED = 16  # patches
 CELLS = (2, 2)  # of a coarse spectrogram that are averaged into one: 4 bands, 8 frames
 

@@ -20,6 +20,7 @@ PARAMS = sorted(p for p in (ROOT / "params").rglob("*") if p.suffix in (".yaml",
 #: The notebooks that a reader is promised.
 PROMISED = [
     "00_tour", "01_generate_data", "02_train", "03_evaluate", "04_match_a_sound", "06_bring_your_own_vst3",
+    "08_benchmarks",
 ]  # fmt: skip
 
 #: Which notebook the files of a folder of params/ are for.
@@ -30,6 +31,7 @@ NOTEBOOK_OF = {
     "evaluate": "03_evaluate",
     "match": "04_match_a_sound",
     "bring": "06_bring_your_own_vst3",
+    "benchmarks": "08_benchmarks",
 }
 
 #: A path that means something on one machine only, but no relative path (`docs/home/`) and no web address.

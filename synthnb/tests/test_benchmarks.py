@@ -1,0 +1,40 @@
+"""The measuring of datasets: fresh processes and their memory, rates against plain reads."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from synthnb.benchmarks import DIETS, engine_rate, feeding, measure
+
+
+def hold(size):
+    data = np.ones(size, np.uint8)
+    time.sleep(0.5)
+    return int(data[-1])
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_memory_is_that_of_the_call():
+    little, much = measure(hold, 1), measure(hold, 200_000_000)
+    assert little.result == much.result == 1 and much.seconds > 0.5
+    assert 180 < much.memory - little.memory < 220
+
+
+def test_what_goes_wrong_in_the_other_process_is_told():
+    with pytest.raises(TypeError, match="hold"):
+        measure(hold)
+    with pytest.raises(RuntimeError, match="die ended its process"):
+        measure(die)
+
+
+def test_rates(short_dataset, short_space):
+    assert engine_rate(short_space, 20) > 10
+    table = feeding(short_dataset, batch_size=16, seconds=0.05)
+    assert list(table.index) == list(DIETS)
+    assert (table["cached"] > 0).all() and (table["raw cached"] > 0).all()

@@ -20,7 +20,7 @@ import psutil
 
 from synthnb.data.datamodule import Batch, ClipData, coarse, compact_copy
 from synthnb.data.generate import generate
-from synthnb.data.shards import find_source, open_split, read_pieces, stream
+from synthnb.data.shards import find_source, mean_and_std, open_split, read_pieces, stream
 from synthnb.features import log_mel
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_space
@@ -122,9 +122,8 @@ def generate_timed(
 
 
 def count_statistics(folder: Path) -> None:
-    """The pass that `generate` makes at its end, for its memory's sake."""
-    for _ in stream(folder / "train.h5", "mel_spec"):
-        pass
+    """The pass that `generate` makes at its end."""
+    mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
 
 
 def hear(batch: Batch) -> Batch:

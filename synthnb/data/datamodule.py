@@ -214,14 +214,12 @@ class ClipData(lightning.LightningDataModule):
         self.std = std.clamp_min(1.0)  # a band that never sounds would have none
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.batch_size, endless=True, workers=self.workers)
+        return self._loader("train", self.batch_size, True, self.seed, self.skip, self.workers)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("val", VALIDATION_BATCH, endless=False)
+        return self._loader("val", VALIDATION_BATCH, False)
 
-    def _loader(self, split: str, batch_size: int, endless: bool, workers: int = 0) -> DataLoader:
-        clips = Clips(
-            self.folder / f"{split}.h5", self.space, batch_size, endless, self.seed, self.skip, self.fields,
-            self.transform,
-        )  # fmt: skip
+    def _loader(self, split: str, batch_size: int, endless: bool, seed=0, skip=0, workers=0) -> DataLoader:
+        path, more = self.folder / f"{split}.h5", (self.fields, self.transform)
+        clips = Clips(path, self.space, batch_size, endless, seed, skip, *more)
         return DataLoader(clips, batch_size=None, num_workers=workers)

@@ -168,6 +168,14 @@ def test_training_shuffles_by_seed_and_sees_each_clip_once_a_pass(short_dataset,
     np.testing.assert_array_equal(rows(0, 10, skip=10), one[200:])
 
 
+def test_validation_is_the_same_after_a_resume(short_dataset):
+    one, two = (
+        next(iter(ClipData(short_dataset, 8, seed=seed, skip=skip).val_dataloader()))
+        for seed, skip in ((0, 0), (3, 50))
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_a_clip_comes_with_another_of_its_family(short_dataset, short_space, mine):
     batch = next(iter(Clips(short_dataset / "val.h5", short_space, 16, endless=False)))
     swapped = np.arange(16).reshape(8, 2)[:, ::-1].ravel()

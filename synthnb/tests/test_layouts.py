@@ -170,9 +170,11 @@ def test_their_folder_opens_and_moves(tmp_path, absolute):
 
 def test_their_clips_feed_a_training_once_the_space_is_named(tmp_path):
     theirs = by_hand(tmp_path / "theirs")
-    data = ClipData(theirs, 4, space="surge_simple")
+    data = ClipData(theirs, 4, space="surge_simple", fields=["music2latent", "param_array"])
     batch = next(iter(data.train_dataloader()))
     assert batch["mel"].shape == (4, 2, 64, 12) and batch["quantiles"].shape == (4, 92)
+    at = places(batch["param_array"].numpy(), rows(theirs, "train"))
+    np.testing.assert_array_equal(batch["music2latent"], rows(theirs, "train", "music2latent")[at])
     assert data.mean.shape == (2, 64, 1) and not data.seeded
     with pytest.raises(DatasetError, match=r"does not say its space; give the name or .yaml file of one"):
         ClipData(theirs, 4)

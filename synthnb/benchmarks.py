@@ -147,8 +147,8 @@ def feeding(
 
     Returns:
         A row for each of `DIETS`: `cached` and `disk`, clips a second; `raw cached` and `raw disk`, what a plain
-        sequential read of the same bytes, without any look at them, would give. Disk is NaN where the system can't be
-        told to forget what it read.
+        sequential read of the fields' bytes (of none: the compact copy's) gives, without any look at them. Disk is NaN
+        where the system can't be told to forget what it read.
     """
     folder = Path(folder)
     compact_copy(folder / "train.h5")
@@ -179,7 +179,7 @@ def _rate(data: ClipData, seconds: float) -> float:
 
 
 def _extents(folder: Path, fields: tuple[str, ...]) -> Iterator[tuple[Path, list[tuple[int, int]], float]]:
-    """Files, where in them the bytes of `fields` and of the compact copy are, and how many clips that makes."""
+    """Files, where in them the bytes of `fields` are (of none: the compact copy), and how many clips that makes."""
     path = folder / "train.h5"
     with open_split(path) as file:
         pieces, clips = read_pieces(file), len(file["param_array"])

@@ -51,7 +51,7 @@ class Synth(Protocol):
         ...
 
     def ceiling(self, patch: Patch, note: Note) -> float:
-        """LUFS that this note won't exceed, as far as that is known without playing it; infinite if it isn't."""
+        """LUFS that this note should not exceed, by what is known without playing it; infinite if nothing is."""
         ...
 
     def engine_seconds(self, patch: Patch, note: Note, seconds: float) -> float:

@@ -134,7 +134,7 @@ class SurgeXT(VST3):
         return own == published
 
     def ceiling(self, patch: Patch, note: Note) -> float:
-        """LUFS that this note won't exceed: of patches of `surge_simple`; infinite for other spaces."""
+        """LUFS that this note should not exceed: of patches of `surge_simple`; infinite for other spaces."""
         return ceiling(patch, note) if self._simple else float("inf")
 
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:

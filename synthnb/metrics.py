@@ -25,9 +25,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from synthnb.features.fast import FAINTEST_FRAME, TOP_DB, MelSpectrum, Spectrum, mean_channel, transport
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, Parameter, ParameterSpace, Patch
-from synthnb.spectra import FAINTEST_FRAME, TOP_DB, MelSpectrum, Spectrum, mean_channel, transport
 
 with contextlib.redirect_stdout(io.StringIO()):  # in a notebook, dtw-python prints how to cite it
     from dtw import dtw

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from synthnb.features import BANDS, HOP, SAMPLE_RATE, TOP_DB, log_mel
+from synthnb.features import BANDS, HOP, TOP_DB, log_mel
+from synthnb.sound import SAMPLE_RATE
 
 TARGET, MATCH, INK, FAINT = "#0072B2", "#D55E00", "#333333", "#8C8C8C"
 SERIES = (

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger
 from tqdm import tqdm
 
-from synthnb.audibility import audibility, loss_weights
-from synthnb.data.datamodule import ClipData
-from synthnb.library import Library
+from synthnb.data.audibility import audibility, loss_weights
+from synthnb.data.feed import ClipData
+from synthnb.data.library import Library
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 

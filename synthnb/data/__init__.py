@@ -1,1 +1,1 @@
-"""Datasets: rendering them (`generate`), their HDF5 layout (`shards`), feeding a training (`datamodule`)."""
+"""Datasets: rendering them (`generate`), their HDF5 layout (`shards`), feeding a training (`feed`)."""

@@ -30,7 +30,7 @@ from synthnb.data.shards import (
     write_virtual,
 )
 from synthnb.features import log_mel
-from synthnb.latents import Music2Latent
+from synthnb.features.latents import Music2Latent
 from synthnb.synths import open_space
 
 FEATURES = ("mel_spec", "music2latent")

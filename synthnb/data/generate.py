@@ -39,10 +39,10 @@ from synthnb.data.shards import (
     write_splits,
     write_stats,
 )
-from synthnb.edits import edit
 from synthnb.features import log_mel
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
 from synthnb.space import Note, ParameterSpace, Patch
+from synthnb.space.edits import edit
 from synthnb.synths import Synth, SynthCrash, open_space
 
 ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent

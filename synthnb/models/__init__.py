@@ -1,1 +1,1 @@
-"""The model: `encoders` hear, `vector_field` moves parameters, `flow` trains and samples, `checkpoint` keeps."""
+"""The model: `encoders` hear, `fields` move parameters, `flow` trains and samples, `checkpoint` keeps."""

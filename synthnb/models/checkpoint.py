@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from synthnb.library import Library
+from synthnb.data.library import Library
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from synthnb.data.datamodule import Batch, coarse
-from synthnb.features import SAMPLE_RATE, log_mel
-from synthnb.library import Library
-from synthnb.models.encoders import MelEncoder
-from synthnb.models.vector_field import VectorField
+from synthnb.data.feed import Batch
+from synthnb.data.library import Library
+from synthnb.features import coarse, log_mel
+from synthnb.models.encoders.mel import MelEncoder
+from synthnb.models.fields.mlp import VectorField
+from synthnb.sound import SAMPLE_RATE
 from synthnb.space import ParameterSpace
 
 

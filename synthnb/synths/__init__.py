@@ -78,7 +78,7 @@ def open_synth(space: ParameterSpace) -> Synth:
 
         return Dexed()
     if space.synth == "surge_xt":
-        from synthnb.synths.surge_xt import SurgeXT
+        from synthnb.synths.surge.plugin import SurgeXT
 
         return SurgeXT(space)
     if space.synth == "vst3":

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from synthnb.benchmarks import DIETS, engine_rate, feeding, measure
+from synthnb.tools.benchmarks import DIETS, engine_rate, feeding, measure
 
 
 def hold(size):

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from synthnb.__main__ import main
+from synthnb.cli import main
 from synthnb.data.check import check, describe
 from synthnb.data.generate import generate
 from synthnb.data.shards import DatasetError

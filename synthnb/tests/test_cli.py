@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from synthnb.__main__ import main
+from synthnb.cli import main
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
@@ -119,7 +119,7 @@ def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("synthnb.match.Matcher.propose", interrupted)
+    monkeypatch.setattr("synthnb.search.matcher.Matcher.propose", interrupted)
     assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path)]]) == 130
     assert capsys.readouterr().err.strip() == "synthnb: interrupted"
 
@@ -192,7 +192,7 @@ def test_fit_refuses_files_that_are_no_banks_and_too_few_voices(capsys, tmp_path
 
 
 def test_help_is_there_for_every_command_without_loading_the_model_code():
-    code = "import sys; from synthnb.__main__ import parser; print(parser().format_help(), 'torch' in sys.modules)"
+    code = "import sys; from synthnb.cli import parser; print(parser().format_help(), 'torch' in sys.modules)"
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(
         f"\n    {name}" in text for name in ("match", "info", "space", "generate", "check", "subset", "fit")

@@ -6,10 +6,10 @@ import dexed
 import numpy as np
 import pytest
 
-from synthnb.costs import noise_floor
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.dexed import LAYOUT, SAMPLE_RATE, Dexed, voice_bytes
+from synthnb.tools.costs import noise_floor
 
 NOTE = Note(60, 100, 0.0, 0.3)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from synthnb.data.generate import sample_clip, sample_clips
-from synthnb.edits import edit
+from synthnb.space.edits import edit
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.costs import noise_floor
-from synthnb.evaluate import FLOOR, SYSTEMS, compare, evaluate, held_out_clips, summary
+from synthnb.evaluate.run import FLOOR, SYSTEMS, compare, evaluate, held_out_clips, summary
 from synthnb.metrics import METRICS
 from synthnb.models.checkpoint import load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.tools.costs import noise_floor
 
 
 @pytest.fixture

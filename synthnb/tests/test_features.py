@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.features import FRAMES_PER_CALL, HOP, SAMPLE_RATE, _mel_power, _power_by_fft, log_mel
+from synthnb.features.mel import FRAMES_PER_CALL, HOP, _mel_power, _power_by_fft, log_mel
+from synthnb.sound import SAMPLE_RATE
 
 
 def by_librosa(audio):

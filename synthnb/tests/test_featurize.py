@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb import latents
-from synthnb.__main__ import main
+from synthnb.cli import main
 from synthnb.data import featurize
 from synthnb.data.featurize import add_features
 from synthnb.data.generate import generate
 from synthnb.data.shards import SPLITS, DatasetError, open_split, write_splits
-from synthnb.latents import LatentsError, Music2Latent
+from synthnb.features import latents
+from synthnb.features.latents import LatentsError, Music2Latent
 
 COUNTS = {"val": 4, "test": 4, "train": 12}
 LENGTHS = [8, 8, 4]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import yaml
 
-from synthnb.fit import UNIFORM_SHARE, dump, fit_prior, write_space
 from synthnb.space import ParameterSpace, SpaceError
+from synthnb.space.fit import UNIFORM_SHARE, dump, fit_prior, write_space
 
 TEXT = """
 name: small

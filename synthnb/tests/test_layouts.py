@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.__main__ import main
+from synthnb.cli import main
 from synthnb.data.check import check, describe
-from synthnb.data.datamodule import ClipData
-from synthnb.data.export import export
+from synthnb.data.feed import ClipData
 from synthnb.data.generate import generate
+from synthnb.data.layouts import export, write_subset
+from synthnb.data.library import Library
 from synthnb.data.shards import DatasetError, open_split, write_stats
-from synthnb.data.subset import write_subset
-from synthnb.evaluate import Retrieval
-from synthnb.library import Library
+from synthnb.evaluate.run import Retrieval
 
 
 def rows(folder, split, field="param_array"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from synthnb.data.generate import generate
+from synthnb.data.library import Library
 from synthnb.data.shards import DatasetError, open_split
-from synthnb.library import Library
 from synthnb.models.checkpoint import CheckpointError, load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 

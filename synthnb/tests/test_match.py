@@ -8,12 +8,12 @@ import pytest
 import soundfile
 import torch
 
+from synthnb.data.library import Library
 from synthnb.data.shards import open_split
 from synthnb.features import log_mel
-from synthnb.library import Library
-from synthnb.match import Matcher, gain
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.search.matcher import Matcher, gain
 from synthnb.sound import SAMPLE_RATE, UnusableSound
 from synthnb.space import Note
 

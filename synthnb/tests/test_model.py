@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from synthnb.audibility import audibility, loss_weights
-from synthnb.data.datamodule import ClipData, Clips, coarse
+from synthnb.data.audibility import audibility, loss_weights
+from synthnb.data.feed import ClipData, Clips
 from synthnb.data.shards import open_split
+from synthnb.features import coarse
 from synthnb.models.checkpoint import FORMAT, CheckpointError, load_model, read_record, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.train import Progress, train

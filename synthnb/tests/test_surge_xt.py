@@ -12,16 +12,16 @@ import papermill
 import pytest
 import yaml
 
-from synthnb.costs import noise_floor
 from synthnb.data.generate import generate
-from synthnb.match import Matcher
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import load_model
+from synthnb.search.matcher import Matcher
 from synthnb.sound import loudness
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
-from synthnb.synths.surge_xt import CHUNK_HEADER, CLASS_ID, read_chunk
+from synthnb.synths.surge.plugin import CHUNK_HEADER, CLASS_ID, read_chunk
 from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_file
+from synthnb.tools.costs import noise_floor
 
 XML = b'<patch revision="24"><parameters><a_pitch type="2" value="1.0"/></parameters></patch>'
 CHUNK = CHUNK_HEADER.pack(b"sub3", len(XML), *[0] * 6) + XML

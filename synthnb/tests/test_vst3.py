@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from synthnb.space import Note, ParameterSpace, SpaceError
-from synthnb.survey import survey
 from synthnb.synths import PresetError, SynthError, SynthNotFound, open_synth
+from synthnb.synths.survey import survey
 from synthnb.synths.vst3 import (
     FOLDERS_VARIABLE,
     find_plugin,

@@ -21,16 +21,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from synthnb.data.datamodule import coarse, compact_copy, save_rows
+from synthnb.data.feed import compact_copy, save_rows
+from synthnb.data.library import cells
 from synthnb.data.shards import open_split, read_space
-from synthnb.edits import edit
-from synthnb.features import log_mel
-from synthnb.library import cells
-from synthnb.match import FROM_NOISE, Matcher, gain, score
+from synthnb.features import coarse, log_mel
 from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
 from synthnb.models.checkpoint import checkpoint_path, load_model
+from synthnb.search.matcher import FROM_NOISE, Matcher, gain, score
 from synthnb.sound import prepare, read_sound
 from synthnb.space import Note, ParameterSpace
+from synthnb.space.edits import edit
 from synthnb.synths import open_synth
 
 CANDIDATES = 32

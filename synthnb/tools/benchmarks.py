@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from synthnb.data.datamodule import Batch, ClipData, coarse, compact_copy
+from synthnb.data.feed import Batch, ClipData, compact_copy
 from synthnb.data.generate import generate
 from synthnb.data.shards import find_source, mean_and_std, open_split, read_pieces, stream
-from synthnb.features import log_mel
+from synthnb.features import coarse, log_mel
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_space
 

@@ -6,18 +6,29 @@ Averaged spectrograms and vectors come from a compact copy of the dataset, one r
 
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import h5py
 import lightning
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from synthnb.data.rows import Rows
-from synthnb.data.shards import DatasetError, mean_and_std, open_split, read_space, stream
+from synthnb.data.shards import (
+    DatasetError,
+    fields_of,
+    find_source,
+    mean_and_std,
+    open_split,
+    read_pieces,
+    read_space,
+    stream,
+)
+from synthnb.features import coarse
 from synthnb.space import ParameterSpace
 
 CHUNK = 256  # clips read at once
@@ -25,22 +36,11 @@ BLOCK, MIXED = (
     256,
     64,
 )  # clips that lie side by side are a block; the clips of so many blocks are shuffled together
+OPEN = 128  # shards at a time; a system may allow a process 256 files
 VALIDATION_BATCH = 256
 MEASURED = 10_000  # clips, evenly spread, that mean and standard deviation are taken of
 
 Batch = dict[str, torch.Tensor]
-
-
-def coarse(mel: torch.Tensor) -> torch.Tensor:
-    """Averages over 2 bands and 4 frames of a spectrogram from `log_mel`: what the encoder looks at.
-
-    Args:
-        mel: `(batch, channels, 128, frames)` in dB.
-
-    Returns:
-        `(batch, channels, 64, frames // 4)`.
-    """
-    return torch.nn.functional.avg_pool2d(mel, (2, 4))
 
 
 def compact_copy(path: str | Path) -> np.ndarray:
@@ -89,6 +89,50 @@ def save_rows(path: Path, count: int, parts: Iterator[np.ndarray]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+class Rows:
+    """`rows[[3, 1, 2]]` reads `fields` of those clips, `{name: (3, ...)}`, from the shards themselves.
+
+    Through the virtual file HDF5 would look at the mapping of every shard at each read. A shard is opened when it is
+    first needed. Make it in the process that uses it: open HDF5 files can't be passed on.
+
+    Raises `DatasetError` if the split lacks a field.
+    """
+
+    def __init__(self, path: str | Path, fields: Sequence[str]):
+        path = Path(path)
+        with open_split(path) as file:
+            self._fields = {name: field for name, field in fields_of(file).items() if name in fields}
+            pieces = read_pieces(file)
+        if missing := [name for name in fields if name not in self._fields]:
+            raise DatasetError(f"{path} has no {', '.join(missing)}; 'synthnb featurize' adds features")
+        self._pieces = pieces
+        self._edges = np.cumsum([0, *(piece.count for piece in pieces)])
+
+        @functools.lru_cache(OPEN)
+        def shard(name: str) -> h5py.File:
+            return h5py.File(find_source(path, name), "r", rdcc_nbytes=0)  # what is read once needs no cache
+
+        self._shard = shard
+
+    def __len__(self) -> int:
+        return int(self._edges[-1])
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        wanted, back = np.unique(rows, return_inverse=True)  # HDF5 reads rows once, in rising order
+        found = {
+            name: np.empty((len(wanted), *shape), dtype) for name, (shape, dtype) in self._fields.items()
+        }
+        cuts = np.searchsorted(wanted, self._edges)
+        for i in np.flatnonzero(np.diff(cuts)):
+            piece = self._pieces[i]
+            shard = self._shard(piece.file)
+            for name, values in found.items():
+                field = shard[name]
+                for at in range(cuts[i], cuts[i + 1]):  # all at once takes h5py ten times as long
+                    values[at] = field[wanted[at] - self._edges[i] + piece.first]
+        return {name: values[back] for name, values in found.items()}
 
 
 class Clips(IterableDataset):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.data import datamodule
-from synthnb.data.datamodule import ClipData, Clips, coarse, compact_copy, save_rows
-from synthnb.data.rows import Rows
+from synthnb.data import feed as datamodule
+from synthnb.data.feed import ClipData, Clips, Rows, compact_copy, save_rows
+from synthnb.data.layouts import write_subset
 from synthnb.data.shards import DatasetError
-from synthnb.data.subset import write_subset
-from synthnb.features import log_mel
+from synthnb.features import coarse, log_mel
 from synthnb.tests.test_generate import render, split
 
 

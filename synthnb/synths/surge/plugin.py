@@ -27,7 +27,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from synthnb.synths import PresetError, SynthNotFound
-from synthnb.synths.surge_ceiling import ceiling
+from synthnb.synths.surge.ceiling import ceiling
 from synthnb.synths.vst3 import VST3, preset_chunk, preset_file
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from synthnb.app.app import SHOWN, MatchApp, download, players
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.sound import decode_sound, write_sound
-from synthnb.widgets import SHOWN, MatchApp, download, players
 
 
 @pytest.fixture(scope="module")

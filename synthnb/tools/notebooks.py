@@ -1,4 +1,4 @@
-"""Execute notebooks where they lie, fit to be committed: `python -m synthnb.notebooks NOTEBOOK [PARAMS.yaml ...]`.
+"""Execute notebooks in place, to be committed: `python -m synthnb.tools.notebooks NOTEBOOK [PARAMS.yaml ...]`.
 
 Cells run from top to bottom in the notebook's folder. What would bloat or date the file is left out: the outputs of
 cells tagged `listen` (sound is heavy; players come back when the cell is run), standard error (progress bars; it goes
@@ -23,7 +23,7 @@ import yaml
 from nbclient import NotebookClient
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
 
 
@@ -111,7 +111,7 @@ def _without_paths(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m synthnb.notebooks", description="Execute a notebook in place."
+        prog="python -m synthnb.tools.notebooks", description="Execute a notebook in place."
     )
     parser.add_argument("notebook", type=Path)
     parser.add_argument("params", nargs="*", type=Path, help="parameter files; a later one wins")

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 
 from synthnb.features import log_mel
-from synthnb.fit import dump
 from synthnb.sound import is_as_loud_as
 from synthnb.space import ParameterSpace
+from synthnb.space.fit import dump
 from synthnb.synths import SynthError
 from synthnb.synths.host import Host
 from synthnb.synths.vst3 import VST3, find_plugin, index_by_key

@@ -19,11 +19,11 @@ import numpy as np
 import soundfile
 
 from synthnb import plots
-from synthnb.match import Candidate, Match, Matcher
 from synthnb.models.checkpoint import load_model
+from synthnb.search.matcher import Candidate, Match, Matcher
 from synthnb.sound import SAMPLE_RATE, UnusableSound, decode_sound, prepare, read_sound
 
-EXAMPLES = Path(__file__).parents[1] / "datasets" / "examples"
+EXAMPLES = Path(__file__).parents[2] / "datasets" / "examples"
 SHOWN = 8  # candidates in the ranked list
 DIFFERENCES = 10  # parameters that are named
 TEXT_EVERY, PICTURE_EVERY = 0.5, 3.0  # seconds between updates while searching

@@ -15,9 +15,10 @@ import joblib
 import numpy as np
 import torch
 
-from synthnb.data.datamodule import coarse, compact_copy
+from synthnb.data.feed import compact_copy
 from synthnb.data.generate import ATTEMPTS
 from synthnb.data.shards import DatasetError, open_split
+from synthnb.features import coarse
 from synthnb.space import ParameterSpace
 
 AXES = 48  # bytes a sound

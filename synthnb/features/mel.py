@@ -10,9 +10,9 @@ import numba
 import numpy as np
 import torch
 
-from synthnb.spectra import MelSpectrum, _fold
+from synthnb.features.fast import MelSpectrum, _fold
+from synthnb.sound import SAMPLE_RATE
 
-SAMPLE_RATE = 44_100
 WINDOW, HOP, BANDS = 1102, 441, 128  # 25 ms and 10 ms, rounded down, as in the synth-permutations datasets
 TOP_DB = 80.0
 FRAMES_PER_CALL = 8192  # spectra held at once by a GPU: 20 clips of 4 s, 70 MB
@@ -39,6 +39,18 @@ def log_mel(audio: torch.Tensor) -> torch.Tensor:
     # librosa would give silence 0 dB, its own maximum. (Binary logarithms are the fastest.)
     reference = torch.where(peak > 0, peak.clamp_min(1e-10).log2(), torch.inf)
     return power.clamp_min(1e-10).log2_().sub_(reference).mul_(10 * math.log10(2)).clamp_(-TOP_DB, 0.0)
+
+
+def coarse(mel: torch.Tensor) -> torch.Tensor:
+    """Averages over 2 bands and 4 frames of a spectrogram from `log_mel`: what the encoder looks at.
+
+    Args:
+        mel: `(batch, channels, 128, frames)` in dB.
+
+    Returns:
+        `(batch, channels, 64, frames // 4)`.
+    """
+    return torch.nn.functional.avg_pool2d(mel, (2, 4))
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,5 @@
+"""The app: choose a sound, match it, listen, download the preset."""
+
+from synthnb.app.app import MatchApp, download, players
+
+__all__ = ["MatchApp", "download", "players"]

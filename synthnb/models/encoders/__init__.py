@@ -1,0 +1,1 @@
+"""Encoders: what was heard, as a condition for the field."""

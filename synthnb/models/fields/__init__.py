@@ -1,0 +1,1 @@
+"""Vector fields: the velocity of a patch, given a condition."""

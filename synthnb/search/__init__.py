@@ -1,0 +1,1 @@
+"""The search: `matcher` finds patches that sound like a recording."""

@@ -1,0 +1,1 @@
+"""What only measures or maintains the project; not part of the wheel."""

@@ -3,4 +3,15 @@
 from synthnb.space.parameter import NOTE_FIELDS, Note, Parameter, Patch, SpaceError
 from synthnb.space.space import SPACES, ParameterSpace
 
-__all__ = ["NOTE_FIELDS", "SPACES", "Note", "Parameter", "ParameterSpace", "Patch", "SpaceError"]
+LOUDNESS_FLOOR = -55.0  # LUFS; what is quieter counts as silent
+
+__all__ = [
+    "LOUDNESS_FLOOR",
+    "NOTE_FIELDS",
+    "SPACES",
+    "Note",
+    "Parameter",
+    "ParameterSpace",
+    "Patch",
+    "SpaceError",
+]

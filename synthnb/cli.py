@@ -286,12 +286,12 @@ def check(arguments: argparse.Namespace) -> int:
     from synthnb.data.shards import DatasetError
 
     problems = check(arguments.folder, arguments.space)
+    for problem in problems:
+        print(f"PROBLEM {problem}")
     try:
         print(*describe(arguments.folder, arguments.space), sep="\n")
     except DatasetError:  # it is among the problems
         print(arguments.folder)
-    for problem in problems:
-        print(f"PROBLEM {problem}")
     print(f"{len(problems)} problems" if problems else "every clip was read: no problems")
     return int(bool(problems))
 

@@ -297,7 +297,10 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
     assert list(curves.columns) == ["step", "train_loss", "val_loss"]
     validated = curves.dropna(subset="val_loss")
     assert validated["step"].tolist() == [3, 7, 11, 15, 19]
-    assert validated["val_loss"].is_monotonic_decreasing and validated["val_loss"].between(0.1, 3).all()
+    assert (
+        validated["val_loss"].iloc[-1] < validated["val_loss"].iloc[0]
+        and validated["val_loss"].between(0.1, 3).all()
+    )
     assert curves["train_loss"].notna().any()
 
     record = read_record(path)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from synthnb.data import EDITS, KEEP, TEST, TRAIN, VAL
+
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options; each command's function is its `run`."""
@@ -60,12 +62,14 @@ def parser() -> argparse.ArgumentParser:
     c = command(generate, "generate", "render a dataset, or go on with one that was interrupted")
     c.add_argument("folder", type=Path, help="where it goes")
     c.add_argument("--space", default="dexed", help="what patches are drawn from (dexed)")
-    for split, clips in (("train", 1000), ("val", 100), ("test", 100)):
+    for split, clips in (("train", TRAIN), ("val", VAL), ("test", TEST)):
         c.add_argument(f"--{split}", type=int, default=clips, help=f"{split} clips ({clips})")
-    c.add_argument("--edits", type=int, default=1, help="of every clip that is drawn, which follow it (1)")
+    c.add_argument(
+        "--edits", type=int, default=EDITS, help=f"of every clip that is drawn, which follow it ({EDITS})"
+    )
     c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
     c.add_argument(
-        "--keep", choices=("audio", "mel", "compact"), default="audio",
+        "--keep", choices=KEEP, default=KEEP[0],
         help="audio and spectrogram (audio), the spectrogram, or what an encoder looks at: 2 %% of the size",
     )  # fmt: skip
     c.add_argument(
@@ -185,7 +189,7 @@ def match(arguments: argparse.Namespace) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    from synthnb.data.check import describe
+    from synthnb.data.describe import describe
     from synthnb.models.checkpoint import checkpoint_path, load_model, read_record
 
     if any(Path(arguments.what).glob("*.h5")):
@@ -282,7 +286,8 @@ def featurize(arguments: argparse.Namespace) -> None:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    from synthnb.data.check import check, describe
+    from synthnb.data.check import check
+    from synthnb.data.describe import describe
     from synthnb.data.shards import DatasetError
 
     problems = check(arguments.folder, arguments.space)

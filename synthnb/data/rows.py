@@ -19,6 +19,7 @@ import torch
 
 from synthnb.data.shards import (
     Column,
+    DamagedFile,
     DatasetError,
     Piece,
     clips_in,
@@ -78,7 +79,9 @@ class Rows:
             with reading(path) as file:
                 mapping, _ = None, clips_in(file, piece)
                 for name in [name for name in names if name in file]:
-                    field = file[name]
+                    field, shape = file[name], self._fields[name][0]
+                    if field.shape[1:] != shape:
+                        raise DamagedFile(f"{path}: {name} of clips is {field.shape[1:]}, not {shape}")
                     at = field.id.get_offset()  # None if it is not in one piece
                     if at is not None and not field.external:
                         mapping = _map(path) if mapping is None else mapping
@@ -87,6 +90,8 @@ class Rows:
                     elif name not in SEEN:
                         found[name] = path, piece.first
             names = [name for name in names if name not in found]
+            if not {*names} <= {*SEEN}:
+                raise DamagedFile(f"{path} lacks {', '.join(names)}, which {self._path} shows")
             if names:
                 path = compact_copy(path)
         return found

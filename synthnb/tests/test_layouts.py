@@ -11,6 +11,7 @@ import torch
 from synthnb.cli import main
 from synthnb.data.check import check
 from synthnb.data.describe import describe
+from synthnb.data.featurize import add_features
 from synthnb.data.feed import ClipData
 from synthnb.data.generate import generate
 from synthnb.data.layouts import export, write_subset
@@ -18,6 +19,8 @@ from synthnb.data.library import Library
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.data.splits import write_stats
 from synthnb.evaluate.run import Retrieval
+from synthnb.features import log_mel
+from synthnb.synths import open_synth
 
 
 def rows(folder, split, field="param_array"):
@@ -257,6 +260,28 @@ def test_an_export_opens_here_but_is_not_gone_on_with(mine, tmp_path, short_spac
     assert check(out) == [] and ClipData(out, 10).space == short_space
     with pytest.raises(DatasetError, match="seed = None, not 0; use an empty folder"):
         generate(out, short_space, 200, 16, 16, edits=1, shard_size=100, workers=1, progress=False)
+
+
+def test_a_compact_dataset_does_what_others_do(tmp_path, short_space):
+    folder, settings = tmp_path / "compact", {"shard_size": 8, "workers": 1, "progress": False}
+    generate(folder, short_space, 24, 4, 4, keep="compact", **settings)
+    assert check(folder) == [] and "coarse       uint8 (clips, 1, 64, 12), checksums" in "\n".join(
+        describe(folder)
+    )
+    subset = write_subset(folder, tmp_path / "subset", 12, seed=1)
+    assert check(subset) == [] and len(Library.build(subset)) == 6
+    mel = log_mel(
+        torch.from_numpy(
+            open_synth(short_space).render(*short_space.decode(rows(folder, "train")[5]), 0.5)[:1]
+        )
+    )
+    np.testing.assert_array_equal(Retrieval(folder, tmp_path).nearest(mel, 1), rows(folder, "train")[5:6])
+    np.testing.assert_array_equal(Library.build(folder).nearest(mel, 24)[:1], rows(folder, "train")[4:5])
+    with pytest.raises(DatasetError, match="has no audio, which the loaders need; generate it with audio"):
+        export(folder, tmp_path / "out")
+    add_features(folder, "mel_spec", device="cpu", workers=1, progress=False)  # rendered again
+    np.testing.assert_allclose(rows(folder, "train", "mel_spec")[5], mel, atol=0.04)
+    assert check(folder) == []
 
 
 def test_what_their_loaders_could_not_read_is_not_exported(mine, tmp_path, short_space):

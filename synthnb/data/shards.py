@@ -196,7 +196,7 @@ def read_space(file: h5py.File, space: str | Path | None = None) -> ParameterSpa
     Raises `DatasetError` if neither does, or if its vectors have another length.
     """
     if "space" in file.attrs:
-        found = ParameterSpace.parse(file.attrs["space"])
+        found = ParameterSpace.parse(file.attrs["space"], file.filename)
     elif space is None:
         raise DatasetError(
             f"{file.filename} does not say its space; give the name or .yaml file of one, such as surge_simple, "

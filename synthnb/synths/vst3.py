@@ -164,6 +164,11 @@ class VST3:
 
     channels = 2
     preset_suffix = ".vstpreset"
+    bank_size = 1
+    how_to_load = (
+        "Load the plugin in your host.",
+        "Load the .vstpreset from the host's preset menu.",
+    )
 
     def __init__(self, space: ParameterSpace):
         self.space = space
@@ -204,12 +209,21 @@ class VST3:
         own = {p.key or p.name: p.to_code(patch[p.name]) for p in self.space.parameters}
         return [(self._index[key], float(raw)) for key, raw in {**self.space.base, **own}.items()]
 
+    def transpose(self, patch: Patch, semitones: int) -> Patch | None:
+        """None: what a plugin's parameters mean isn't known."""
+        return None
+
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write a `.vstpreset` (the format has no place for `name`) that any VST3 host loads. Returns its path."""
         self.space.check(patch)
         path = Path(path)
         path.write_bytes(self.host.call("state", None, self._values(patch)))
         return path
+
+    def save_bank(self, path: str | Path, voices: list[tuple[str, Patch]]) -> Path:
+        """Write the one named patch; see `save_preset`."""
+        ((name, patch),) = voices
+        return self.save_preset(path, patch, name)
 
     def load_preset(self, path: str | Path) -> Patch:
         """Read a `.vstpreset` of this plugin; a value outside the space becomes the nearest. Raises `PresetError`."""

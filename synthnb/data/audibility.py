@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from synthnb.data.generate import sample_clip
+from synthnb.data.draw import sample_clip
 from synthnb.features import log_mel
 from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_space

@@ -153,7 +153,8 @@ def test_generate_renders_a_dataset_and_goes_on_with_it(capsys, tmp_path):
         2,
         "--test",
         2,
-        "--no-audio",
+        "--keep",
+        "mel",
         "--workers",
         1,
     ]

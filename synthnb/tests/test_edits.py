@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from synthnb.data.generate import sample_clip, sample_clips
+from synthnb.data.draw import sample_clip, sample_clips
 from synthnb.space import SPACES, ParameterSpace
 from synthnb.space.edits import edit
 
@@ -80,7 +80,7 @@ def test_an_edit_follows_its_generator(space, patches):
 
 def test_clips_come_in_families(short_space, synth):
     floor = -12.0  # refuses many a patch
-    clips = {i: clip for i, *clip in sample_clips(short_space, synth, 3, range(30, 60), floor, edits=2)}
+    clips = {i: clip for i, _, *clip in sample_clips(short_space, synth, 3, range(30, 60), floor, edits=2)}
     assert sorted(clips) == list(range(30, 60))
     for family in range(10, 20):
         patch, note, audio = sample_clip(short_space, synth, 3, family, floor)

@@ -6,11 +6,6 @@
 from synthnb.space.parameter import LOUDNESS_FLOOR, NOTE_FIELDS, Note, Parameter, Patch, SpaceError
 from synthnb.space.space import SPACES, ParameterSpace
 
-<<<<<<< HEAD
-=======
-LOUDNESS_FLOOR = -55.0  # LUFS; what is quieter counts as silent
-
->>>>>>> data
 __all__ = [
     "LOUDNESS_FLOOR",
     "NOTE_FIELDS",

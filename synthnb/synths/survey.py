@@ -52,7 +52,9 @@ def survey(
         SynthNotFound, SynthError: see `VST3`; or the plugin makes no sound.
     """
     path, name = find_plugin(plugin)
-    find_plugin(name)  # a space holds no path; that it isn't found by its name is better told now than at the end
+    find_plugin(
+        name
+    )  # a space holds no path; that it isn't found by its name is better told now than at the end
     with closing(Host("synthnb.synths.vst3:Plugin", path, name, name=name)) as host:
         rows = _read(host)
         floor = _listen(host, rows, seconds, np.random.default_rng(seed), progress)

@@ -64,7 +64,10 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument(f"--{split}", type=int, default=clips, help=f"{split} clips ({clips})")
     c.add_argument("--edits", type=int, default=1, help="of every clip that is drawn, which follow it (1)")
     c.add_argument("--seed", type=int, default=0, help="of all that is random (0)")
-    c.add_argument("--no-audio", action="store_true", help="keep the features only: a third of the size")
+    c.add_argument(
+        "--keep", choices=("audio", "mel", "compact"), default="audio",
+        help="audio and spectrogram (audio), the spectrogram, or what an encoder looks at: 2 %% of the size",
+    )  # fmt: skip
     c.add_argument(
         "--scheduler", help="address of a dask scheduler (tcp://host:8786) whose workers render instead"
     )
@@ -250,7 +253,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.val,
         arguments.test,
         seed=arguments.seed,
-        keep_audio=not arguments.no_audio,
+        keep=arguments.keep,
         edits=arguments.edits,
         workers=arguments.scheduler or arguments.workers,
         progress=sys.stderr.isatty(),

@@ -15,8 +15,8 @@ import joblib
 import numpy as np
 import torch
 
+from synthnb.data.draw import ATTEMPTS
 from synthnb.data.feed import compact_copy
-from synthnb.data.generate import ATTEMPTS
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.features import coarse
 from synthnb.space import ParameterSpace

@@ -29,7 +29,7 @@ from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, pair
 from synthnb.models.checkpoint import checkpoint_path, load_model
 from synthnb.search.matcher import FROM_NOISE, Matcher, gain, score
 from synthnb.sound import prepare, read_sound
-from synthnb.space import Note, ParameterSpace
+from synthnb.space import ParameterSpace
 from synthnb.space.edits import edit
 from synthnb.synths import open_synth
 
@@ -258,8 +258,8 @@ def _match_by_all(matcher, retrieval, target, seed, sampling) -> tuple[list[dict
     flow_seed = int(rng.integers(2**31))
 
     def default() -> np.ndarray:
-        pitch, begin, end = (space[name].default for name in ("pitch", "start", "end"))
-        return space.encode(space.default_patch, Note(pitch, space.velocity, begin, end))[None]
+        note = space.note({p.name: p.default for p in space.note_fields})
+        return space.encode(space.default_patch, note)[None]
 
     def at_random(_, vector: np.ndarray, count: int, seed: int) -> np.ndarray:
         edits = np.random.default_rng([flow_seed, seed])

@@ -86,7 +86,7 @@ def test_a_checkpoint_whose_library_is_incomplete_is_refused(model, library, tmp
 
 
 def test_clips_that_the_seed_does_not_draw_are_refused(short_space, tmp_path):
-    folder = generate(tmp_path, short_space, 6, 2, 2, shard_size=10, workers=1, progress=False)
+    folder = generate(tmp_path, short_space, 6, 2, 2, shard_size=10, edits=0, workers=1, progress=False)
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         file["param_array"][7, 0] += 0.1
     with pytest.raises(DatasetError, match="training clip 7 is not what seed 0 draws from 'dexed'"):

@@ -19,8 +19,9 @@ from synthnb.search.matcher import Matcher
 from synthnb.sound import loudness
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
-from synthnb.synths.surge.plugin import CHUNK_HEADER, CLASS_ID, read_chunk
-from synthnb.synths.vst3 import FOLDERS_VARIABLE, preset_file
+from synthnb.synths.find import FOLDERS_VARIABLE
+from synthnb.synths.surge.patch import CHUNK_HEADER, CLASS_ID, read_chunk
+from synthnb.synths.vst3 import preset_file
 from synthnb.tools.costs import noise_floor
 
 XML = b'<patch revision="24"><parameters><a_pitch type="2" value="1.0"/></parameters></patch>'
@@ -64,7 +65,7 @@ def test_what_is_no_preset_of_surge_is_refused(tmp_path, data, message):
 def test_without_surge_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv(FOLDERS_VARIABLE, raising=False)
-    monkeypatch.setattr("synthnb.synths.vst3.folders", lambda: [tmp_path])
+    monkeypatch.setattr("synthnb.synths.find.folders", lambda: [tmp_path])
     with pytest.raises(SynthNotFound, match="Surge XT is not installed; run 'make surge'"):
         open_synth(ParameterSpace.load("surge_simple"))
 

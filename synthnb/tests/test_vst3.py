@@ -10,15 +10,9 @@ import pytest
 
 from synthnb.space import Note, ParameterSpace, SpaceError
 from synthnb.synths import PresetError, SynthError, SynthNotFound, open_synth
+from synthnb.synths.find import FOLDERS_VARIABLE, find_plugin, folders
 from synthnb.synths.survey import survey
-from synthnb.synths.vst3 import (
-    FOLDERS_VARIABLE,
-    find_plugin,
-    folders,
-    index_by_key,
-    preset_chunk,
-    preset_file,
-)
+from synthnb.synths.vst3 import index_by_key, preset_chunk, preset_file
 
 TEXT = """
 name: small
@@ -222,6 +216,6 @@ def test_a_survey_finds_what_is_heard(jx10):
 
 def test_a_survey_of_what_will_not_be_found_again_stops_before_the_work(bundle, monkeypatch):
     monkeypatch.delenv(FOLDERS_VARIABLE, raising=False)
-    monkeypatch.setattr("synthnb.synths.vst3.folders", list)
+    monkeypatch.setattr("synthnb.synths.find.folders", list)
     with pytest.raises(SynthNotFound, match=f"no VST3 plugin 'mda JX10' in .*{FOLDERS_VARIABLE}"):
         survey(f"{bundle}:mda JX10")

@@ -18,7 +18,7 @@ from synthnb.data.generate import CLIPS_PER_BATCH
 from synthnb.features import log_mel
 from synthnb.metrics import METRICS, all_metrics
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
-from synthnb.space import ParameterSpace
+from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_synth
 
 ATTEMPTS = 100  # patches drawn for each that is wanted, of which some are silent
@@ -40,7 +40,7 @@ def _one_core() -> Iterator[None]:
 
 @_one_core()
 def costs(
-    space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = -55.0
+    space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = LOUDNESS_FLOOR
 ) -> pd.Series:
     """Render random patches on one core, in batches as `generate` does, with a clock at every step.
 
@@ -102,7 +102,7 @@ def costs(
 
 
 def noise_floor(
-    space: ParameterSpace, patches: int = 50, seed: int = 0, loudness_floor: float = -55.0
+    space: ParameterSpace, patches: int = 50, seed: int = 0, loudness_floor: float = LOUDNESS_FLOOR
 ) -> pd.DataFrame:
     """How far a synth is from itself: the metrics between two renders of the same random patch, a row for each.
 

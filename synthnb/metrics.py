@@ -226,7 +226,7 @@ def parameter_error(space: ParameterSpace, a: tuple[Patch, Note], b: tuple[Patch
     modules = {p.module for p in space.parameters}
     sets = space.interchangeable_in(patch)
     moving = [module for blocks in sets for block in blocks for module in block]
-    total = sum(_gap(p, getattr(note, p.name), getattr(played, p.name)) for p in space.note)
+    total = sum(_gap(p, getattr(note, p.name), getattr(played, p.name)) for p in space.note_fields)
     if len(moving) > len(set(moving)):  # a swap in one set moves what another set swaps: try them all
         total += min(gaps(swapped, modules) for swapped in _all_swaps(space, patch, sets))
     else:

@@ -7,13 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from synthnb.data.generate import sample_clip
+from synthnb.data.draw import sample_clip
 from synthnb.features import log_mel
-from synthnb.space import ParameterSpace
+from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_space
-
-BLOCK = 3.0  # weight of a whole one-hot block, where a scalar parameter has 1
-FLOOR = 0.05  # of the most audible parameter's weight: what the least audible one keeps
 
 
 def audibility(space: ParameterSpace, patches: int = 40, seed: int = 0, workers: int = -1) -> pd.Series:
@@ -36,7 +33,7 @@ def audibility(space: ParameterSpace, patches: int = 40, seed: int = 0, workers:
 def _changes(text: str, seed: int, index: int) -> list[float]:
     torch.set_num_threads(1)
     space, synth = open_space(text)
-    patch, note, audio = sample_clip(space, synth, seed, index, loudness_floor=-55.0)
+    patch, note, audio = sample_clip(space, synth, seed, index, LOUDNESS_FLOOR)
     before, rng = log_mel(torch.from_numpy(audio)), np.random.default_rng([seed, index, 1])
     changes = []
     for p in space:
@@ -47,17 +44,8 @@ def _changes(text: str, seed: int, index: int) -> list[float]:
                 break
             other, other_note = space.sample(rng)
             value = getattr(other_note, p.name) if of_note else other[p.name]
-        changed = (patch, note._replace(**{p.name: value})) if of_note else ({**patch, p.name: value}, note)
+        changed = patch | note._asdict() | {p.name: value}
+        changed = {name: changed[name] for name in patch}, space.note(changed)
         after = log_mel(torch.from_numpy(synth.render(*changed, space.seconds)[: synth.channels].copy()))
         changes.append((after - before).abs().mean().item())
     return changes
-
-
-def loss_weights(space: ParameterSpace, audible: pd.Series) -> torch.Tensor:
-    """Weight of every column of a vector in the loss, float32 `(width,)`, like `audible`; their mean is 1."""
-    share = audible / audible.max() + FLOOR
-    weights = torch.ones(space.width)
-    for p in space:
-        block = BLOCK / p.width if p.kind == "categorical" else 1.0
-        weights[space.columns[p.name]] = share[p.name] * block
-    return weights * space.width / weights.sum()

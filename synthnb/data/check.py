@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,12 @@ from synthnb.data.shards import (
     DatasetError,
     fields_of,
     find_source,
-    mean_and_std,
     need_decompressors,
     open_split,
     read_pieces,
     read_space,
     shard_lengths,
-    stream,
+    stats_of,
 )
 from synthnb.space import ParameterSpace
 
@@ -37,7 +37,7 @@ RECIPE = (
     "space",
     "seed",
     "loudness_floor",
-    "keep_audio",
+    "keep",
     "shard_size",
     "edits",
     "sample_rate",
@@ -61,7 +61,11 @@ def describe(folder: str | Path, space: str | Path | None = None) -> list[str]:
         said = "space" in attributes or space is not None
         found = read_space(file, space) if said else None
     with open_split(shards[0]) as shard:
-        checked = [name for name in fields if name in shard and shard[name].fletcher32]
+        checked = [
+            name
+            for name in fields
+            if name in shard and (shard[name].fletcher32 or "crc32" in shard[name].attrs)
+        ]
     size = sum(path.stat().st_size for path in {*shards, *folder.iterdir()} if path.is_file())
     elsewhere = sum(path.parent.resolve() != folder.resolve() for path in shards)
     lines = [
@@ -262,6 +266,7 @@ def _check_field(
 ) -> Iterator[str]:
     """What is wrong with one field of a shard; only the first clip of each kind is named."""
     lowest, highest = RANGES.get(name, (-np.inf, np.inf))
+    crc = 0
     for first in range(0, len(dataset), CHUNK):
         try:
             part = dataset[first : first + CHUNK]
@@ -269,6 +274,9 @@ def _check_field(
             reason = "its checksum is wrong" if dataset.fletcher32 else f"{error}"
             yield f"{name} of clips {first} to {min(first + CHUNK, len(dataset)) - 1} can't be read ({reason})"
             return
+        crc = zlib.crc32(np.ascontiguousarray(part), crc)
+        if part.dtype.kind != "f":
+            continue
         flat = torch.from_numpy(part.reshape(len(part), -1))
         low, high = (extreme.float().numpy() for extreme in flat.aminmax(dim=1))  # NaN if one is
         for what, wrong in (
@@ -287,6 +295,8 @@ def _check_field(
             if fault:
                 yield f"{name} of clip {first + fault[0]} {fault[1]}"
                 return
+    if dataset.attrs.get("crc32", crc) != crc:
+        yield f"{name} is damaged: its checksum is wrong"
 
 
 def _vectors_fault(vectors: np.ndarray, space: ParameterSpace | None) -> tuple[int, str] | None:
@@ -333,8 +343,7 @@ def _check_stats(folder: Path, readable: bool) -> list[str]:
         return [f"stats.npz: not readable ({error}); {again}"]
     if not readable:  # what it should be can't be told
         return []
-    computed = mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
-    for name, old, new in zip(("mean", "std"), kept, computed):
+    for name, old, new in zip(("mean", "std"), kept, stats_of(folder)):
         if old.shape != new.shape:
             return [f"stats.npz: {name} has shape {old.shape}, the clips {new.shape}; {again}"]
         gap = np.abs(old - new).max()

@@ -1,9 +1,9 @@
 """Render a dataset: parallel, resumable, and the same whatever the number of workers or what was interrupted.
 
-Clip `i` depends on `(space, seed, i)` alone; clips may come in families, one drawn from the prior and the next ones
-edits of it. Each shard is rendered by one worker, written aside and renamed when it is complete; a second run renders
-only the shards that are missing. A worker that dies takes no more than an unfinished shard with it; a patch that
-twice crashes its plugin, or hangs it, is drawn again and noted in the shard's attribute `skipped`.
+Each shard is rendered by one worker, written aside and renamed when it is complete; a second run renders only the
+shards that are missing. The splits show what is there while it is being rendered, so that a training can begin. A
+worker that dies takes no more than an unfinished shard with it; a patch that twice crashes its plugin, or hangs it, is
+drawn again and noted in the shard's attribute `skipped`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +29,13 @@ import torch
 from tqdm import tqdm
 
 from synthnb import __version__
+from synthnb.data.draw import sample_clips
 from synthnb.data.shards import (
     SPLITS,
     UNREADABLE,
+    Column,
     DatasetError,
+    pack,
     read_pieces,
     shard_lengths,
     shard_path,
@@ -39,20 +43,17 @@ from synthnb.data.shards import (
     write_splits,
     write_stats,
 )
-from synthnb.features import log_mel
-from synthnb.sound import SAMPLE_RATE, is_as_loud_as
-from synthnb.space import Note, ParameterSpace, Patch
-from synthnb.space.edits import edit
-from synthnb.synths import Synth, SynthCrash, open_space
+from synthnb.features import coarse, log_mel
+from synthnb.sound import SAMPLE_RATE
+from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
+from synthnb.synths import Synth, open_space
 
-ATTEMPTS = 1000  # patches drawn for one clip before the space is declared silent
 CLIPS_PER_BATCH = 32  # drawn, turned into features and written together
-CRASHES = 2  # of a synth at one patch, before that is skipped
-KILLS = 20  # of a synth at one patch, from outside, before it is no accident
+TRAIN, VAL, TEST = 1000, 100, 100  # clips, where nothing else is said
+KEEP = ("audio", "mel", "compact")
 SPARE = 8 << 20  # bytes that stay free on the disk
 DEATHS = 5  # of workers in a row, without a shard between them, before generating gives up
-
-Skipped = list[tuple[int, int, str]]  # clip, attempt, what happened
+EVERY = 30.0  # seconds between two looks at what the splits can show
 
 
 @dataclass(frozen=True)
@@ -63,107 +64,18 @@ class Recipe:
         space: the space's YAML text.
         seed: of all random draws.
         loudness_floor: in LUFS; a quieter clip is drawn again.
-        keep_audio: store the audio beside the features (0.35 MB a mono clip of 4 s); it can be rendered again.
+        keep: `audio` keeps it, and the spectrogram (a mono clip of 4 s: 0.46 MB); `mel` the spectrogram alone
+            (0.1 MB); `compact` only what an encoder looks at of that (6.4 kB).
         shard_size: clips in a shard.
         edits: of every clip that is drawn from the prior; they follow it.
     """
 
     space: str
     seed: int = 0
-    loudness_floor: float = -55.0
-    keep_audio: bool = True
+    loudness_floor: float = LOUDNESS_FLOOR
+    keep: str = "audio"
     shard_size: int = 500
-    edits: int = 0
-
-
-def sample_clip(
-    space: ParameterSpace, synth: Synth, seed: int, index: int, loudness_floor: float, edits: int = 0
-) -> tuple[Patch, Note, np.ndarray]:
-    """Clip `index`: draw patches until one is loud enough. Returns patch, note and audio `(channels, samples)`."""
-    return next(sample_clips(space, synth, seed, [index], loudness_floor, edits))[1:]
-
-
-def sample_clips(
-    space: ParameterSpace,
-    synth: Synth,
-    seed: int,
-    indices: Sequence[int],
-    loudness_floor: float,
-    edits: int = 0,
-    skipped: Skipped | None = None,
-) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
-    """`sample_clip` of many, each with its index; edits, and those of which a patch was refused, come later.
-
-    Patches that the synth can't play without crashing are refused like silent ones, and added to `skipped`.
-    """
-    skipped = [] if skipped is None else skipped
-    family = 1 + edits
-    firsts: dict[int, tuple[Patch, Note]] = {}
-
-    def draw(index: int, attempt: int) -> tuple[Patch, Note]:
-        return space.sample(np.random.default_rng([seed, index // family, attempt]))
-
-    def change(index: int, attempt: int) -> tuple[Patch, Note]:
-        rng = np.random.default_rng([seed, index // family, attempt, index % family])
-        return edit(space, *firsts[index // family], rng)
-
-    firsts_of = sorted({i - i % family for i in indices})
-    for clip in _play(space, synth, draw, firsts_of, loudness_floor, skipped):
-        index, patch, note, _ = clip
-        if edits:
-            firsts[index // family] = patch, note
-        if index in indices:
-            yield clip
-    yield from _play(space, synth, change, [i for i in indices if i % family], loudness_floor, skipped)
-
-
-def _play(
-    space: ParameterSpace,
-    synth: Synth,
-    draw: Callable[[int, int], tuple[Patch, Note]],
-    indices: Sequence[int],
-    loudness_floor: float,
-    skipped: Skipped,
-) -> Iterator[tuple[int, Patch, Note, np.ndarray]]:
-    """Draw a patch for every index, again and again until it is loud enough."""
-    for attempt in range(ATTEMPTS):
-        # All are drawn before any is played: the same work again and again finds its code and data in the cache.
-        drawn = [(index, *draw(index, attempt)) for index in indices]
-        indices = []
-        for index, patch, note in drawn:
-            if synth.ceiling(patch, note) < loudness_floor:
-                indices.append(index)
-                continue
-            try:
-                audio = _render(synth, patch, note, space.seconds)[: synth.channels]
-            except SynthCrash as error:
-                skipped.append(
-                    (index, attempt, str(error).partition(": ")[0])
-                )  # its last words may name paths
-                indices.append(index)
-                continue
-            if is_as_loud_as(audio, loudness_floor):
-                yield index, patch, note, audio
-            else:
-                indices.append(index)
-        if not indices:
-            return
-    raise DatasetError(
-        f"clip {indices[0]}: {ATTEMPTS} patches of space '{space.name}' in a row were below {loudness_floor} LUFS; "
-        "widen its prior or lower the loudness floor"
-    )
-
-
-def _render(synth: Synth, patch: Patch, note: Note, seconds: float) -> np.ndarray:
-    """`synth.render`, again in a fresh process if that crashed. Raises `SynthCrash` if it is the patch."""
-    crashes = kills = 0
-    while True:
-        try:
-            return synth.render(patch, note, seconds)
-        except SynthCrash as error:
-            kills, crashes = kills + error.killed, crashes + (not error.killed)
-            if crashes == CRASHES or kills == KILLS:
-                raise
+    edits: int = 1
 
 
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
@@ -190,39 +102,42 @@ def _write_shard(
             asdict(recipe), space_name=space.name, sample_rate=SAMPLE_RATE, seconds=space.seconds
         )
         file.attrs.update(velocity=space.velocity, versions=_versions())
-        datasets, skipped = {}, []
+        columns, skipped = {}, []
         for first in range(0, length, CLIPS_PER_BATCH):
             count = min(CLIPS_PER_BATCH, length - first)
             start = begin + first
             indices = range(start, start + count)
-            played = {}
-            clips = sample_clips(
+            clips = [None] * count
+            for clip in sample_clips(
                 space, synth, recipe.seed, indices, recipe.loudness_floor, recipe.edits, skipped
-            )
-            for i, patch, note, audio in clips:
-                played[i] = patch, note
-                sounds[i - start] = audio
-            heard = torch.from_numpy(sounds[:count])
-            fields = {
-                "param_array": np.stack([space.encode(*played[i]) for i in indices]),
-                "mel_spec": log_mel(heard).half().numpy(),
+            ):
+                at = clip.index - start
+                sounds[at], clips[at] = clip.audio, clip._replace(audio=None)
+            fields = _features(torch.from_numpy(sounds[:count]), recipe.keep) | {
+                "param_array": np.stack([space.encode(clip.patch, clip.note) for clip in clips]),
+                "attempts": np.array([clip.attempt for clip in clips], np.uint16),
             }
-            if recipe.keep_audio:
-                fields["audio"] = heard.half().numpy()  # numpy's own conversion takes four times as long
             # HDF5 itself can crash when the disk is full.
             if shutil.disk_usage(aside.parent).free < sum(v.nbytes for v in fields.values()) + SPARE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(aside))
             for name, values in fields.items():
-                if name not in datasets:
-                    datasets[name] = _create(file, name, (length, *values.shape[1:]), values.dtype)
-                datasets[name][first : first + count] = values
+                if name not in columns:
+                    columns[name] = Column(file, name, length, values.shape[1:], values.dtype)
+                columns[name].append(values)
+        for column in columns.values():
+            column.finish()
         file.attrs["skipped"] = json.dumps(skipped[:500])  # an attribute holds 64 KB
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """A dataset with checksums, in chunks of one sound or spectrogram, or of all vectors."""
-    chunk = shape if len(shape) == 2 else (1, *shape[1:])
-    return file.create_dataset(name, shape, dtype, chunks=chunk, fletcher32=True)
+def _features(sounds: torch.Tensor, keep: str) -> dict[str, np.ndarray]:
+    """What is kept of sounds `(n, channels, samples)`."""
+    mel = log_mel(sounds)
+    if keep == "compact":
+        return {"coarse": pack(coarse(mel).numpy())}
+    audio = (
+        {"audio": sounds.half().numpy()} if keep == "audio" else {}
+    )  # numpy's half takes four times as long
+    return audio | {"mel_spec": mel.half().numpy()}
 
 
 @functools.cache
@@ -261,28 +176,30 @@ def missing_shards(folder: Path, recipe: Recipe, clips: int) -> list[tuple[int, 
 def generate(
     folder: str | Path,
     space: ParameterSpace,
-    train: int,
-    val: int = 0,
-    test: int = 0,
-    seed: int = 0,
-    loudness_floor: float = -55.0,
-    keep_audio: bool = True,
-    shard_size: int = 500,
-    edits: int = 0,
+    train: int = TRAIN,
+    val: int = VAL,
+    test: int = TEST,
+    seed: int = Recipe.seed,
+    loudness_floor: float = Recipe.loudness_floor,
+    keep: str = Recipe.keep,
+    shard_size: int = Recipe.shard_size,
+    edits: int = Recipe.edits,
     workers: int | str = -1,
     progress: bool = True,
     part: tuple[int, int] = (1, 1),
 ) -> Path:
     """Render a dataset of `train + val + test` clips into `folder`, or finish one that was interrupted.
 
+    Validation and test clips come first; a training can begin as soon as these and some training clips are there.
+
     Args:
         folder: created if needed; every file that is complete is kept.
-        train, val, test, seed, loudness_floor, keep_audio, shard_size, edits: see `Recipe`.
+        train, val, test, seed, loudness_floor, keep, shard_size, edits: see `Recipe`.
         workers: processes, each with a synth of its own; -1 takes all cores. Or the address of a dask scheduler
             (`tcp://host:8786`), whose workers see `folder` by the same path.
         progress: show a bar that counts clips.
         part: `(k, n)` renders the k-th of n equal parts, so that n machines fill one folder, or folders whose shards
-            are then put together; who finds all shards there writes the splits.
+            are then put together; who finds all shards there writes the statistics.
 
     Returns:
         The folder.
@@ -292,37 +209,60 @@ def generate(
             and again, or the disk is full. What is complete stays, and the same command goes on from there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     splits = dict(zip(SPLITS, (val, test, train)))
-    clips = sum(splits.values())
-    if train < 1 or min(splits.values()) < 0 or shard_size < 1:
-        raise DatasetError(f"{splits} clips in shards of {shard_size}: at least one training clip is needed")
-    if edits < 0 or any(count % (1 + edits) for count in splits.values()):
-        raise DatasetError(f"{splits} clips with {edits} edits each: all must be multiples of {1 + edits}")
-    own, parts = part
-    if not 1 <= own <= parts:
-        raise DatasetError(f"part {own} of {parts}: the first is 1, the last {parts}")
+    recipe = Recipe(space.text, seed, loudness_floor, keep, shard_size, edits)
+    _refuse_impossible(recipe, splits, workers, part)
+    folder.mkdir(parents=True, exist_ok=True)
     _refuse_other_splits(folder)
-    recipe = Recipe(space.text, seed, loudness_floor, keep_audio, shard_size, edits)
+    (own, parts), clips = part, sum(splits.values())
+    lengths = shard_lengths(clips, shard_size)
     todo = [shard for shard in missing_shards(folder, recipe, clips) if shard[0] % parts == own - 1]
     stats = folder / "stats.npz"
     if todo:
         stats.unlink(missing_ok=True)  # it comes last: where it is, the folder is complete
-    for index in range(own - 1, len(shard_lengths(clips, shard_size)), parts):
+    for index in range(own - 1, len(lengths), parts):
         for leftover in folder.glob(f"{shard_path(folder, index).stem}.partial-*"):
             leftover.unlink()
     sweep(folder)
-    count = sum(shard_lengths(clips, shard_size)[own - 1 :: parts])
+    if todo:
+        write_splits(folder, lengths, splits)
+    written, count = time.monotonic(), sum(lengths[own - 1 :: parts])
     with tqdm(total=count, initial=count - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
         for length in _render_shards(folder, recipe, todo, workers):
             bar.update(length)
-    if parts > 1 and missing_shards(folder, recipe, clips):
+            if time.monotonic() - written > EVERY:
+                write_splits(folder, lengths, splits)
+                written = time.monotonic()
+    complete = not (parts > 1 and missing_shards(folder, recipe, clips))
+    if complete and stats.is_file() and _splits_are(folder, splits):
         return folder
-    if not stats.is_file() or not _splits_are(folder, splits):
-        stats.unlink(missing_ok=True)
-        write_splits(folder, shard_lengths(clips, shard_size), splits)
+    stats.unlink(missing_ok=True)
+    write_splits(folder, lengths, splits)
+    if complete:
         write_stats(folder)
     return folder
+
+
+def _refuse_impossible(
+    recipe: Recipe, splits: dict[str, int], workers: int | str, part: tuple[int, int]
+) -> None:
+    family, (own, parts) = 1 + recipe.edits, part
+    if splits["train"] < 1 or min(splits.values()) < 0 or recipe.shard_size < 1:
+        raise DatasetError(
+            f"{splits} clips in shards of {recipe.shard_size}: at least one training clip is needed"
+        )
+    if recipe.edits < 0 or any(count % family for count in splits.values()):
+        raise DatasetError(
+            f"{splits} clips with {recipe.edits} edits each: all must be multiples of {family}"
+        )
+    if recipe.keep not in KEEP:
+        raise DatasetError(f"keep {recipe.keep}: it is one of {', '.join(KEEP)}")
+    if recipe.seed < 0:
+        raise DatasetError(f"seed {recipe.seed}: it is 0 or more")
+    if workers == 0:
+        raise DatasetError("0 workers render nothing; -1 takes all cores")
+    if not 1 <= own <= parts:
+        raise DatasetError(f"part {own} of {parts}: the first is 1, the last {parts}")
 
 
 def _refuse_other_splits(folder: Path) -> None:

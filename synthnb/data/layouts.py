@@ -70,6 +70,7 @@ def write_subset(
         make_empty(out)
         first = family * int(np.random.default_rng(seed).integers((total - clips) // family + 1))
         before = sum(len(files[split]["param_array"]) for split in ("val", "test"))
+        counts = {split: len(file["param_array"]) for split, file in files.items()} | {"train": clips}
         first_clip = int(train.attrs.get("first_clip", before)) + first
         for split, file in files.items():
             low, high = (first, first + clips) if split == "train" else (0, len(file["param_array"]))
@@ -78,6 +79,7 @@ def write_subset(
                 "space": found.text,
                 "space_name": found.name,
                 "first_clip": first_clip,
+                **counts,
             }
             pieces = _between(read_pieces(file), low, high, folder, out)
             write_virtual(out / f"{split}.h5", fields_of(file), pieces, attributes)
@@ -135,10 +137,15 @@ def export(folder: str | Path, out: str | Path) -> Path:
                 _copy(file, path, first, count)
                 pieces.append(Piece(path.name, count, 0, count))
                 index += 1
-            fields = {name: (shape, np.dtype(np.float32)) for name, (shape, _) in fields_of(file).items()}
+            fields = {name: (shape, np.dtype(np.float32)) for name, (shape, _) in _fields(file).items()}
             write_virtual(out / f"{split}.h5", fields, pieces, _kept(file))
     shutil.copyfile(stats, out / "stats.npz")
     return out
+
+
+def _fields(file: h5py.File) -> dict:
+    """Those of a file that are known there."""
+    return {name: field for name, field in fields_of(file).items() if name not in ("coarse", "attempts")}
 
 
 def _kept(file: h5py.File) -> dict:
@@ -150,7 +157,7 @@ def _copy(file: h5py.File, path: Path, first: int, count: int) -> None:
     attributes = file.attrs
     with h5py.File(path, "w") as shard:
         shard.attrs.update(_kept(file))
-        for name, (shape, _) in fields_of(file).items():
+        for name, (shape, _) in _fields(file).items():
             dtype = np.float16 if name == "audio" else np.float32
             dataset = shard.create_dataset(name, (count, *shape), dtype)
             for at in range(0, count, CHUNK):

@@ -1,11 +1,15 @@
 """The HDF5 layout of a dataset folder.
 
-`shard-00000.h5 …` hold consecutive clips: `param_array (n, width) float32`, `mel_spec (n, channels, 128, frames)
-float16` and, if kept, `audio (n, channels, samples) float16`; `featurize` adds `music2latent (n, channels * 64, frames)
-float16`. Attributes say how they were made. With `edits` = k among them, every (k + 1)th clip was drawn from the prior,
-and the k after it are edits of it. `val.h5`, `test.h5` and `train.h5` are virtual datasets over the shards, with
-relative paths, so that a folder can be moved; `stats.npz` holds `mean` and `std` of the training clips' `mel_spec`,
-each `(channels, 128, frames)`.
+`shard-00000.h5 …` hold consecutive clips: `param_array (n, width) float32`; `attempts (n,) uint16`, which draw was loud
+enough; `mel_spec (n, channels, 128, frames) float16` and, if kept, `audio (n, channels, samples) float16`; `featurize`
+adds `music2latent (n, channels * 64, frames) float16`. A compact dataset has, in place of sound and spectrogram, only
+what an encoder looks at: `coarse (n, channels, 64, frames // 4) uint8` (see `pack`). All lie in one piece, so that
+they can be mapped, with a `crc32`. Attributes say how they were made. With `edits` = k among them, every (k + 1)th clip
+was drawn from the prior, and the k after it are edits of it.
+
+`val.h5`, `test.h5` and `train.h5` are virtual datasets over the shards, with relative paths, so that a folder can be
+moved. While a folder is being filled, `train.h5` shows what is there; attributes say how many clips each will have.
+`stats.npz` comes last: `mean` and `std` of the training clips' `mel_spec`, each `(channels, 128, frames)`, or `coarse`.
 
 Names, shapes and scaling are those of the synth-permutations datasets, and folders made by its tools open here. They
 have float32 spectrograms, Blosc2 compression, splits of whole shards, and no attribute that says the space.
@@ -13,8 +17,10 @@ have float32 spectrograms, Blosc2 compression, splits of whole shards, and no at
 
 from __future__ import annotations
 
+import functools
 import importlib
 import secrets
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +30,9 @@ import numpy as np
 
 from synthnb.space import ParameterSpace
 
-FIELDS = ("audio", "mel_spec", "music2latent", "param_array")
+FIELDS = ("audio", "mel_spec", "music2latent", "coarse", "param_array", "attempts")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
+LOWEST, STEP = -80.0, 80 / 255  # dB, of `coarse`
 UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
 
 
@@ -41,6 +48,35 @@ def shard_path(folder: Path, index: int) -> Path:
 def shard_lengths(clips: int, shard_size: int) -> list[int]:
     """How many clips each shard holds: all `shard_size`, the last the rest."""
     return [min(shard_size, clips - first) for first in range(0, clips, shard_size)]
+
+
+def pack(coarse: np.ndarray) -> np.ndarray:
+    """Spectrograms in [-80, 0] dB as uint8, in steps of 80 / 255 dB, about a third of one."""
+    return np.rint((coarse - LOWEST) / STEP).astype(np.uint8)
+
+
+def unpack(codes: np.ndarray) -> np.ndarray:
+    """The inverse of `pack`: float32, in dB."""
+    return codes * np.float32(STEP) + np.float32(LOWEST)
+
+
+class Column:
+    """A field of a shard that is being written from its first clip to its last; `finish` adds the checksum."""
+
+    def __init__(self, file: h5py.File, name: str, clips: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.dataset, self._at, self._crc = file.create_dataset(name, (clips, *shape), dtype), 0, 0
+        if name == "coarse":
+            self.dataset.attrs.update(scale_factor=STEP, add_offset=LOWEST, units="dB")
+
+    def append(self, values: np.ndarray) -> None:
+        """The next clips, `(n, *shape)`."""
+        values = np.ascontiguousarray(values, self.dataset.dtype)
+        self.dataset[self._at : self._at + len(values)] = values
+        self._at, self._crc = self._at + len(values), zlib.crc32(values, self._crc)
+
+    def finish(self) -> None:
+        """All clips are written."""
+        self.dataset.attrs["crc32"] = self._crc
 
 
 class Piece(NamedTuple):
@@ -106,30 +142,49 @@ def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return {name: (file[name].shape[1:], file[name].dtype) for name in FIELDS if name in file}
 
 
-def write_splits(folder: Path, lengths: list[int], splits: dict[str, int]) -> None:
-    """Write `val.h5`, `test.h5`, `train.h5`: virtual datasets over shards of the given `lengths`.
+def write_splits(folder: Path, lengths: list[int], splits: dict[str, int], **attributes) -> None:
+    """Write `val.h5`, `test.h5`, `train.h5`: virtual datasets over those shards of the given `lengths` that are there.
 
-    `splits` says how many clips each takes, in the order of `SPLITS`, from the first clip on. A field that one of the
-    shards lacks (a feature was added, then the dataset grew) is left out: HDF5 would read zeros there.
+    `splits` says how many clips each takes in the end, in the order of `SPLITS`, from the first clip on; `val.h5` and
+    `test.h5` are written once they have all. A field that one of the shards lacks (a feature was added, then the
+    dataset grew) is left out: HDF5 would read zeros there. Nothing is written as long as there is no shard.
     """
-    edges = np.concatenate([[0], np.cumsum(lengths)])
-    everywhere = set(FIELDS)
-    for index in range(len(lengths)):
-        with h5py.File(shard_path(folder, index), "r") as shard:
-            everywhere &= set(shard)
-    with h5py.File(shard_path(folder, 0), "r") as shard:
+    shards, there = {}, {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.h5")}
+    for index, length in enumerate(lengths):
+        path = shard_path(folder, index)
+        if path.name in there and (found := _read_shape(path, there[path.name])) and found[0] == length:
+            shards[index] = found
+    if not shards:
+        return
+    everywhere = set.intersection(*(set(fields) for _, fields in shards.values()))
+    with h5py.File(shard_path(folder, min(shards)), "r") as shard:
         fields = {name: field for name, field in fields_of(shard).items() if name in everywhere}
-        attributes = dict(shard.attrs)
-    first = 0
-    for split in SPLITS:
+        attributes = {**shard.attrs, **splits, **attributes}
+    first, starts = 0, np.cumsum([0, *lengths])
+    for split, count in splits.items():
         pieces = []
-        for index, start in enumerate(edges[:-1]):
-            low, high = max(first, start), min(first + splits[split], edges[index + 1])
+        for index in shards:
+            start, stop = starts[index], starts[index + 1]
+            low, high = max(first, start), min(first + count, stop)
             if low < high:
-                name = shard_path(folder, index).name
-                pieces.append(Piece(name, lengths[index], low - start, high - low))
-        write_virtual(folder / f"{split}.h5", fields, pieces, attributes)
-        first += splits[split]
+                pieces.append(
+                    Piece(shard_path(folder, index).name, lengths[index], int(low - start), int(high - low))
+                )
+        first += count
+        if split == "train" or sum(piece.count for piece in pieces) == count:
+            write_virtual(folder / f"{split}.h5", fields, pieces, attributes)
+        else:
+            (folder / f"{split}.h5").unlink(missing_ok=True)  # of a dataset that was to have fewer
+
+
+@functools.lru_cache(100_000)
+def _read_shape(path: Path, _: int) -> tuple[int, dict] | None:
+    """Clips and fields of a shard as of that time; None if it can't be read, and is made again."""
+    try:
+        with h5py.File(path, "r") as file:
+            return len(file["param_array"]), fields_of(file)
+    except UNREADABLE:
+        return None
 
 
 def find_source(path: Path, name: str) -> Path | None:
@@ -196,7 +251,7 @@ def read_space(file: h5py.File, space: str | Path | None = None) -> ParameterSpa
     Raises `DatasetError` if neither does, or if its vectors have another length.
     """
     if "space" in file.attrs:
-        found = ParameterSpace.parse(file.attrs["space"])
+        found = ParameterSpace.parse(file.attrs["space"], file.filename)
     elif space is None:
         raise DatasetError(
             f"{file.filename} does not say its space; give the name or .yaml file of one, such as surge_simple, "
@@ -242,8 +297,16 @@ def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_stats(folder: Path) -> Path:
-    """Mean and standard deviation of every mel cell over the training clips, in one streaming pass."""
-    mean, std = mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
+    """Mean and standard deviation of every cell over the training clips, in one streaming pass."""
+    mean, std = stats_of(folder)
     aside = folder / f"stats.partial-{secrets.token_hex(4)}.npz"
     np.savez(aside, mean=mean, std=std)
     return aside.replace(folder / "stats.npz")
+
+
+def stats_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What belongs into `stats.npz`: of `mel_spec` or, where that was not kept, `coarse` in dB."""
+    path = folder / "train.h5"
+    with open_split(path) as file:
+        name = "mel_spec" if "mel_spec" in file else "coarse"
+    return mean_and_std(unpack(part) if name == "coarse" else part for (part,) in stream(path, name))

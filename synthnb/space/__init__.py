@@ -1,6 +1,18 @@
-"""Parameters as data: `parameter` (one of them), `space` (all), `edits` (of a patch), `fit` (a prior to presets)."""
+"""Parameters as data: `parameter` (one of them), `space` (all), `edits` (of a patch), `fit` (a prior to presets).
 
-from synthnb.space.parameter import NOTE_FIELDS, Note, Parameter, Patch, SpaceError
+`text` reads and writes a space as YAML; `faults` says what makes no sense in one.
+"""
+
+from synthnb.space.parameter import LOUDNESS_FLOOR, NOTE_FIELDS, Note, Parameter, Patch, SpaceError
 from synthnb.space.space import SPACES, ParameterSpace
 
-__all__ = ["NOTE_FIELDS", "SPACES", "Note", "Parameter", "ParameterSpace", "Patch", "SpaceError"]
+__all__ = [
+    "LOUDNESS_FLOOR",
+    "NOTE_FIELDS",
+    "SPACES",
+    "Note",
+    "Parameter",
+    "ParameterSpace",
+    "Patch",
+    "SpaceError",
+]

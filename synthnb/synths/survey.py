@@ -17,8 +17,7 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.sound import is_as_loud_as
-from synthnb.space import ParameterSpace
-from synthnb.space.fit import dump
+from synthnb.space import LOUDNESS_FLOOR, Note, ParameterSpace
 from synthnb.synths import SynthError
 from synthnb.synths.find import find_plugin
 from synthnb.synths.host import Host
@@ -31,7 +30,6 @@ CONTEXTS = 6  # patches around which it is: the plugin's own, and random ones, i
 HEARD = 0.5  # dB of the log-mel, on average: a parameter that never changes more isn't heard
 PATCHES = 100  # random ones that tell how many are silent
 DEFAULT_SHARE = 0.25  # of the proposed prior: how often a parameter stays where the plugin has it
-LOUDNESS_FLOOR = -55.0  # LUFS; below it, a patch counts as silent
 
 
 def survey(
@@ -159,11 +157,12 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
     kept = [row for row in rows if not row["why_not"]]
     if not kept:
         raise SynthError(f"none of the {len(rows)} parameters of {plugin} changes its sound")
-    names = list(index_by_key([_identifier(row["key"]) for row in kept]))
+    taken = Note._fields  # by the note
+    names = list(index_by_key([*taken, *(_identifier(row["key"]) for row in kept)]))[len(taken) :]
     first_words = [n.split("_")[0] for n in names]
     parameters = {}
     for row, own, word in zip(kept, names, first_words):
-        module = word if first_words.count(word) > 1 else "rest"
+        module = word if first_words.count(word) > 1 and word != "note" else "rest"
         entry = {
             "key": row["key"],
             "kind": row["kind"],
@@ -194,7 +193,7 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
             "velocity": 100,
         },
     }
-    return ParameterSpace.parse(dump({**head, "parameters": parameters}))
+    return ParameterSpace.from_dict({**head, "parameters": parameters})
 
 
 def _identifier(text: str) -> str:

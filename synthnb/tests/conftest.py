@@ -40,7 +40,7 @@ def patches(space):
 def dataset(tmp_path_factory, space):
     """A folder of 96 + 16 + 16 clips with audio, in shards of 32. Read it only."""
     folder = tmp_path_factory.mktemp("dataset")
-    return generate(folder, space, 96, 16, 16, shard_size=32, workers=1, progress=False)
+    return generate(folder, space, 96, 16, 16, shard_size=32, edits=0, workers=1, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def short_dataset(tmp_path_factory, short_space):
 def small(tmp_path_factory, short_space):
     """A folder of 12 + 4 + 4 clips of half a second in shards of 8. Read it only."""
     folder = tmp_path_factory.mktemp("small") / "dataset"
-    return generate(folder, short_space, 12, 4, 4, shard_size=8, workers=1, progress=False)
+    return generate(folder, short_space, 12, 4, 4, shard_size=8, edits=0, workers=1, progress=False)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import zlib
 
 import h5py
 import numpy as np
@@ -31,6 +32,13 @@ def mine(small, tmp_path):
 def change(folder, name, row, values, shard=1):
     with h5py.File(folder / f"shard-{shard:05d}.h5", "r+") as file:
         file[name][row] = values
+        file[name].attrs["crc32"] = zlib.crc32(file[name][:])
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
 
 
 def cut(folder, name):
@@ -53,7 +61,7 @@ def shorten(folder):
         for name in list(file):
             rows = file[name][:7]
             del file[name]
-            file[name] = rows
+            file[name] = rows  # without a checksum
 
 
 def change_stats(folder):
@@ -133,15 +141,22 @@ def test_an_edit_may_be_what_it_was(mine):
 def test_a_flipped_bit_is_found_by_its_checksum(mine):
     path = mine / "shard-00001.h5"
     with h5py.File(path, "r+") as file:
+        at = file["audio"].id.get_offset()
+    flip(path, at + 101)
+    (problem,) = check(mine)
+    assert problem.startswith("shard-00001.h5: audio is damaged: its checksum is wrong; delete it")
+
+
+def test_a_flipped_bit_is_found_by_the_checksums_of_others(mine):
+    path = mine / "shard-00001.h5"
+    with h5py.File(path, "r+") as file:
         for name in list(file):
             values = file[name][:]
             del file[name]
             file.create_dataset(name, data=values, chunks=(1, *values.shape[1:]), fletcher32=True)
         at = file["audio"].id.get_chunk_info(5).byte_offset
     assert check(mine) == []
-    data = bytearray(path.read_bytes())
-    data[at + 101] ^= 1
-    path.write_bytes(data)
+    flip(path, at + 101)
     (problem,) = check(mine)
     assert problem.startswith(
         "shard-00001.h5: audio of clips 0 to 7 can't be read (its checksum is wrong); delete it"

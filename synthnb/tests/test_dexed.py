@@ -6,11 +6,11 @@ import dexed
 import numpy as np
 import pytest
 
+from synthnb.evaluate.report import noise_floor
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.dexed import LAYOUT, Dexed, voice_bytes, voice_names
-from synthnb.tools.costs import noise_floor
 
 NOTE = Note(60, 100, 0.0, 0.3)
 
@@ -339,7 +339,8 @@ def test_the_engine_alone_takes_less_than_the_whole_render(synth, patches):
     assert 0 < min(synth.engine_seconds(patch, note, 4.0) for _ in range(5)) < 1.5 * whole
 
 
-def test_the_noise_floor_of_a_synth_that_repeats_is_zero_and_a_silent_space_ends(short_space):
+def test_the_noise_floor_of_a_synth_that_repeats_is_zero_and_a_silent_space_ends(monkeypatch, short_space):
     floor = noise_floor(short_space, 3)
     assert len(floor) == 3 and floor["sample"].max() == 0 and floor["MSS"].max() == 0
-    assert len(noise_floor(short_space, 1, loudness_floor=200.0)) == 0
+    monkeypatch.setattr("synthnb.evaluate.report.LOUDNESS_FLOOR", 200.0)
+    assert len(noise_floor(short_space, 1)) == 0

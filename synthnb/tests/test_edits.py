@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from synthnb.data.generate import sample_clip, sample_clips
+from synthnb.data.draw import sample_clip, sample_clips
+from synthnb.space import SPACES, ParameterSpace
 from synthnb.space.edits import edit
 
 
@@ -24,6 +25,19 @@ def test_an_edit_is_a_patch_of_the_space(space, edits):
             and after["velocity"] == space.velocity
         )
         assert list(patch) == [p.name for p in space.parameters]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_an_edit_is_what_its_vector_says(name):
+    space = ParameterSpace.load(name)
+    for i in range(100):
+        rng = np.random.default_rng(i)
+        patch, note = edit(space, *space.sample(rng), rng)
+        assert note.start <= note.end
+        vector = space.encode(patch, note)
+        decoded, played = space.decode(vector)
+        assert played == pytest.approx(note, abs=1e-6)
+        np.testing.assert_array_equal(space.encode(decoded, played), vector)
 
 
 def test_edits_are_small_and_large(space, edits):
@@ -66,7 +80,7 @@ def test_an_edit_follows_its_generator(space, patches):
 
 def test_clips_come_in_families(short_space, synth):
     floor = -12.0  # refuses many a patch
-    clips = {i: clip for i, *clip in sample_clips(short_space, synth, 3, range(30, 60), floor, edits=2)}
+    clips = {i: clip for i, _, *clip in sample_clips(short_space, synth, 3, range(30, 60), floor, edits=2)}
     assert sorted(clips) == list(range(30, 60))
     for family in range(10, 20):
         patch, note, audio = sample_clip(short_space, synth, 3, family, floor)

@@ -1,5 +1,6 @@
 """Datasets: the layout, clips that depend on nothing but (space, seed, index), and resuming after anything."""
 
+import zlib
 from pathlib import Path
 
 import h5py
@@ -7,16 +8,23 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.data.generate import generate, sample_clip, sample_clips
-from synthnb.data.shards import DatasetError, open_split, shard_lengths
-from synthnb.features import log_mel
+from synthnb.data import generate as generating
+from synthnb.data.draw import draw, sample_clip, sample_clips
+from synthnb.data.generate import generate
+from synthnb.data.shards import DatasetError, open_split, shard_lengths, unpack
+from synthnb.features import coarse, log_mel
 from synthnb.sound import loudness
 from synthnb.space import ParameterSpace
 
 
 def render(folder, space, train=12, val=4, test=4, **settings):
     return generate(
-        folder, space, train, val, test, **{"shard_size": 8, "workers": 1, "progress": False} | settings
+        folder,
+        space,
+        train,
+        val,
+        test,
+        **{"shard_size": 8, "edits": 0, "workers": 1, "progress": False} | settings,
     )
 
 
@@ -51,15 +59,16 @@ def test_the_layout_is_that_of_the_design(dataset, space):
                 "audio": ((clips, 1, 176_400), np.float16),
                 "mel_spec": ((clips, 1, 128, 401), np.float16),
                 "param_array": ((clips, space.width), np.float32),
+                "attempts": ((clips,), np.uint16),
             }
             attributes = dict(file.attrs)
             assert ParameterSpace.parse(attributes.pop("space")) == space
             versions = attributes.pop("versions")
             assert "dexed-py" in versions and "synthnb" in versions and "torch" in versions
             assert attributes == {
-                "space_name": "dexed", "seed": 0, "loudness_floor": -55.0, "keep_audio": True, "shard_size": 32,
+                "space_name": "dexed", "seed": 0, "loudness_floor": -55.0, "keep": "audio", "shard_size": 32,
                 "edits": 0, "sample_rate": 44_100, "seconds": 4.0, "velocity": 100, "skipped": "[]",
-            }  # fmt: skip
+            } | ({} if name in names else {"val": 16, "test": 16, "train": 96})  # fmt: skip
 
 
 def test_no_path_of_this_machine_enters_a_dataset(dataset):
@@ -101,7 +110,7 @@ def test_a_clip_depends_on_space_seed_and_index_alone(small, tmp_path, short_spa
 
 def test_many_clips_are_those_sampled_one_by_one(short_space, synth):
     floor = -12.0  # refuses many a patch
-    clips = {i: clip for i, *clip in sample_clips(short_space, synth, 3, range(20, 60), floor)}
+    clips = {i: clip for i, _, *clip in sample_clips(short_space, synth, 3, range(20, 60), floor)}
     assert sorted(clips) == list(range(20, 60)) and list(clips) != sorted(clips)
     for i in range(20, 60, 3):
         patch, note, audio = sample_clip(short_space, synth, 3, i, floor)
@@ -115,10 +124,89 @@ def test_another_seed_gives_other_clips(small, tmp_path, short_space):
 
 
 def test_audio_is_left_out_when_asked(small, tmp_path, short_space):
-    lean = render(tmp_path / "lean", short_space, keep_audio=False)
+    lean = render(tmp_path / "lean", short_space, keep="mel")
     with open_split(lean / "train.h5") as file:
-        assert set(file) == {"mel_spec", "param_array"}
+        assert set(file) == {"mel_spec", "param_array", "attempts"}
     assert split(lean, "train", "mel_spec").tobytes() == split(small, "train", "mel_spec").tobytes()
+
+
+def test_a_compact_dataset_keeps_what_an_encoder_looks_at(small, tmp_path, short_space):
+    lean = render(tmp_path / "lean", short_space, keep="compact")
+    with open_split(lean / "train.h5") as file:
+        assert {name: (field.shape, field.dtype) for name, field in file.items()} == {
+            "coarse": ((12, 1, 64, 12), np.uint8),
+            "param_array": ((12, 414), np.float32),
+            "attempts": ((12,), np.uint16),
+        }
+    seen = coarse(torch.from_numpy(split(small, "train", "mel_spec")).float()).numpy()
+    codes = split(lean, "train", "coarse")
+    assert np.abs(unpack(codes) - seen).max() < 0.18  # half a step, and float16
+    assert codes.min() == 0 and codes.max() > 200
+    with np.load(lean / "stats.npz") as stats:
+        np.testing.assert_allclose(stats["mean"], unpack(codes).mean(axis=0), atol=1e-3)
+    for path in lean.glob("shard-*.h5"):
+        with h5py.File(path) as file:
+            assert dict(file["coarse"].attrs).items() >= {"add_offset": -80, "scale_factor": 80 / 255}.items()
+
+
+def test_fields_lie_in_one_piece_with_a_checksum(small):
+    for path in small.glob("shard-*.h5"):
+        data = path.read_bytes()
+        with h5py.File(path) as file:
+            for field in file.values():
+                at = field.id.get_offset()
+                assert data[at : at + field.nbytes] == field[:].tobytes()
+                assert field.attrs["crc32"] == zlib.crc32(field[:])
+
+
+def test_it_is_kept_which_draw_was_loud_enough(tmp_path, short_space):
+    floor = -12.0  # refuses many a patch
+    folder = render(tmp_path, short_space, loudness_floor=floor, keep="compact", edits=1)
+    attempts, vectors = split(folder, "train", "attempts"), split(folder, "train")
+    assert len(set(attempts[::2])) > 2
+    for i in range(0, 12, 2):  # 4 val, 4 test in families of two come before
+        np.testing.assert_array_equal(
+            short_space.encode(*draw(short_space, 0, 4 + i // 2, attempts[i])), vectors[i]
+        )
+
+
+def interrupt_after(monkeypatch, shards):
+    """The next run is interrupted after so many shards, and shows each at once."""
+    write, left = generating.write_shard, [None] * shards
+
+    def write_some(*arguments):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return write(*arguments)
+
+    monkeypatch.setattr(generating, "EVERY", -1)
+    monkeypatch.setattr(generating, "write_shard", write_some)
+
+
+def test_splits_show_what_is_there_while_the_rest_is_rendered(small, tmp_path, short_space, monkeypatch):
+    folder = tmp_path / "filling"
+    for shards, clips in ((1, 1), (2, 9)):  # 3 val, 4 test, 13 train in shards of 8
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            interrupt_after(patch, 1)
+            render(folder, short_space, 13, 3, 4)
+        assert len(list(folder.glob("shard-*"))) == shards and not (folder / "stats.npz").exists()
+        assert [len(split(folder, name)) for name in ("val", "test", "train")] == [3, 4, clips]
+        with h5py.File(folder / "train.h5") as file:
+            assert file.attrs["train"] == 13
+        assert split(folder, "train").any(axis=1).all()
+    render(folder, short_space, 13, 3, 4)
+    assert len(split(folder, "train")) == 13 and (folder / "stats.npz").exists()
+    np.testing.assert_array_equal(split(folder, "test")[1:], split(small, "test")[:3])
+
+
+def test_parts_show_what_all_of_them_have(tmp_path, short_space):
+    render(tmp_path, short_space, part=(2, 3))  # clips 8 to 15; val and test are 0 to 7
+    assert len(split(tmp_path, "train")) == 8 and not (tmp_path / "val.h5").exists()
+    render(tmp_path, short_space, part=(1, 3))
+    assert len(split(tmp_path, "train")) == 8 and len(split(tmp_path, "val")) == 4
+    render(tmp_path, short_space, part=(3, 3))
+    assert len(split(tmp_path, "train")) == 12 and (tmp_path / "stats.npz").exists()
 
 
 def test_a_finished_dataset_is_left_alone(mine, short_space):
@@ -162,7 +250,7 @@ def test_a_growing_dataset_keeps_its_val_and_test_clips(small, mine, short_space
     [
         ({"seed": 1}, "seed = 0, not 1"),
         ({"loudness_floor": -40.0}, "loudness_floor = -55.0, not -40.0"),
-        ({"keep_audio": False}, "keep_audio = True, not False"),
+        ({"keep": "mel"}, "keep = audio, not mel"),
         ({"shard_size": 5}, "shard_size = 8, not 5"),
     ],
 )
@@ -178,10 +266,23 @@ def test_another_space_is_refused(small, space):
         render(small, space)
 
 
-@pytest.mark.parametrize("sizes", [{"train": 0}, {"val": -1}, {"shard_size": 0}])
-def test_impossible_sizes_are_refused(tmp_path, short_space, sizes):
-    with pytest.raises(DatasetError, match="at least one training clip is needed"):
-        render(tmp_path, short_space, **sizes)
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"train": 0}, "at least one training clip is needed"),
+        ({"val": -1}, "at least one training clip is needed"),
+        ({"shard_size": 0}, "at least one training clip is needed"),
+        ({"edits": 2}, "'train': 12.* with 2 edits each: all must be multiples of 3"),
+        ({"keep": "sound"}, "keep sound: it is one of audio, mel, compact"),
+        ({"seed": -1}, "seed -1: it is 0 or more"),
+        ({"workers": 0}, "0 workers render nothing"),
+        ({"part": (3, 2)}, "part 3 of 2: the first is 1"),
+    ],
+)
+def test_the_impossible_is_refused_before_anything_is_written(tmp_path, short_space, settings, message):
+    with pytest.raises(DatasetError, match=message):
+        render(tmp_path / "new", short_space, **settings)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_dataset_without_val_and_test_opens(tmp_path, short_space):
@@ -225,7 +326,7 @@ def test_a_silent_space_is_refused(tmp_path, short_space, monkeypatch):
     lines = [line for line in short_space.text.splitlines() if "_output_level:" not in line]
     at = lines.index("parameters:") + 1
     silent = ParameterSpace.parse("\n".join([*lines[:at], *rows, *lines[at:]]))
-    monkeypatch.setattr("synthnb.data.generate.ATTEMPTS", 5)
+    monkeypatch.setattr("synthnb.data.draw.ATTEMPTS", 5)
     message = (
         "clip 0: 5 patches of space 'dexed' in a row were below -55.0 LUFS; widen its prior or lower the loud"
     )
@@ -236,9 +337,3 @@ def test_a_silent_space_is_refused(tmp_path, short_space, monkeypatch):
 
 def test_shards_hold_all_clips():
     assert shard_lengths(20, 8) == [8, 8, 4] and shard_lengths(16, 8) == [8, 8] and shard_lengths(3, 8) == [3]
-
-
-def test_incomplete_families_are_refused(tmp_path, short_space):
-    with pytest.raises(DatasetError, match=r"'train': 12.* with 2 edits each: all must be multiples of 3"):
-        render(tmp_path, short_space, edits=2)
-    assert not list(tmp_path.iterdir())

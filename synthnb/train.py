@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -193,7 +194,7 @@ class Progress(Callback):
         trainer.should_stop = trainer.global_step == trainer.max_steps  # then Lightning validates
 
     def on_validation_end(self, trainer, model):
-        trainer.save_checkpoint(self.last)
+        trainer.save_checkpoint(self.last, weights_only=False)
 
     def on_train_end(self, trainer, model):
         self.bar.close()
@@ -242,6 +243,7 @@ def train(
         weights = loss_weights(data.space, data.audible)
     run = Training(FlowModel(data.space, model, data.mean, data.std), training, weights)
     progress = Progress(last)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what matters is said below
     decay = min(EMA_DECAY, max(0.0, 1 - 10 / training.steps))
     trainer = lightning.Trainer(
         max_steps=training.steps,

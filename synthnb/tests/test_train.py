@@ -273,7 +273,7 @@ def test_a_fresh_training_forgets_the_curves_of_another(short_dataset, tmp_path)
 
 
 def test_a_library_that_cannot_be_made_is_known_before_the_training(short_space, tmp_path):
-    folder = generate(tmp_path / "data", short_space, 20, 2, 2, shard_size=30, workers=1, progress=False)
+    folder = generate(tmp_path / "data", short_space, 20, 2, 2, shard_size=30, edits=0, workers=1)
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         file["param_array"][7, 0] += 0.1
     with pytest.raises(DatasetError, match="training clip 7 is not what seed 0 draws"):

@@ -277,10 +277,11 @@ def train(
     except SystemExit:  # Lightning's answer to an interrupt; it also makes the process deaf to the next
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
+    path = out / "model.safetensors"
+    if not trainer.is_global_zero:  # one of several processes writes it
+        return path, pd.DataFrame()
     run.load_state_dict(_read_state(last)["state_dict"])  # the average
-    path, curves = out / "model.safetensors", _curves(out)
-    if not trainer.is_global_zero:
-        return path, curves
+    curves = _curves(out)
     validated = curves[["step", "val_loss"]].dropna()
     record = {
         "clips": data.clips,

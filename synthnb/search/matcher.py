@@ -9,9 +9,10 @@ match.save("outputs/bass")
 from __future__ import annotations
 
 import functools
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import cma
@@ -21,8 +22,8 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.metrics import Distance
-from synthnb.pitch import find_pitch
-from synthnb.search.match import FEW, Candidate, Match, at_key
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import Candidate, Match, at_key
 from synthnb.sound import SAMPLE_RATE, check_sound
 from synthnb.space import Note, ParameterSpace, Patch, SpaceError
 from synthnb.synths import Synth, open_space, open_synth
@@ -35,6 +36,7 @@ EDITS = 1  # of the best so far, drawn, rendered and ranked before it goes on
 FROM_NOISE = {"guidance": 3.0, "temperature": 0.6}  # how the flow is sampled without a source
 SIGMA = 0.06  # of the first CMA-ES steps, in quantiles
 POPULATION = 16
+FEW = 4  # candidates that are brought into key before the best is refined
 REMEMBERED = 32  # renders
 #: Peaks. The floor of spectrograms (power 1e-10) begins to hide the quiet cells of a sound that peaks under -40 dBFS,
 #: up to 2.5 dB on average at -50 and 11 at -60, so such a sound is raised to -6.
@@ -104,7 +106,7 @@ class Matcher:
         key: int | None = None,
         **sampling,
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """`count` candidates: a few to begin with, then edits of the best so far, again and again.
+        """`count` candidates: a few to begin with, these moved into key, then edits of the best so far, on and on.
 
         Args:
             edit: called with the target's `log_mel`, vector, count and seed; by default it is the flow that edits.
@@ -116,17 +118,29 @@ class Matcher:
         """
         edit = edit or functools.partial(self.edit, key=key, **sampling)
         mel = log_mel(torch.from_numpy(target))
+        origin = first = "noise" if self.model.library is None else "library"
         vectors = self.start(mel, min(FIRST, count), seed)
-        values = self.distances(distance, vectors, key)
-        yield "noise" if self.model.library is None else "library", vectors, values
-        best, nearest, done = vectors[values.argmin()], values.min(), len(vectors)
-        while done < count:
-            vectors = edit(mel, best, min(EDITS, count - done), seed + done)
+        best, nearest, done = vectors[0], np.inf, 0
+        while True:
             values = self.distances(distance, vectors, key)
-            yield "edit", vectors, values
+            yield origin, vectors, values
             done += len(vectors)
             if values.min() < nearest:
                 best, nearest = vectors[values.argmin()], values.min()
+            if done >= count:
+                return
+            moved = [] if key is None or origin != first else self.moves(vectors, distance)[: count - done]
+            if len(moved):
+                origin, vectors = "moved", moved
+            else:
+                origin, vectors = "edit", edit(mel, best, min(EDITS, count - done), seed + done)
+
+    def moves(self, vectors: Iterable[np.ndarray], target: TunedDistance) -> np.ndarray:
+        """Copies `(n, width)`, transposed to the target's key, of those that sound a semitone or more off it."""
+        cents = [target.cents(self._heard(vector, target.pitch.key).audio) for vector in vectors]
+        off = [round(c / 100) if np.isfinite(c) else 0 for c in cents]
+        moved = [self.transpose(vector, -semitones) for vector, semitones in zip(vectors, off) if semitones]
+        return np.array([vector for vector in moved if vector is not None])
 
     def transpose(self, vector: np.ndarray, semitones: int) -> np.ndarray | None:
         """A vector that sounds so much higher, by its note as far as that goes; None if the patch doesn't reach."""
@@ -186,9 +200,8 @@ class Matcher:
             raise ValueError(f"candidates is {candidates} and seed {seed}; give 1 or more and 0 or more")
         start = time.perf_counter()
         target = self.prepare_target(audio)
-        distance = Distance(target)
-        match = Match(target, self.space, self.synth, find_pitch(target))
-        key, done = match.key, 0
+        distance = TunedDistance(target)
+        match, done = Match(target, self.space, self.synth, distance.pitch), 0
 
         def step(count: int) -> None:
             nonlocal done
@@ -199,44 +212,41 @@ class Matcher:
 
         def found(vector: np.ndarray, origin: str) -> Candidate:
             # What a worker rendered is rendered again, and ranked by that: with random phases no two are the same.
-            audio = self._heard(vector, key).audio
-            patch, note = played(self.space, self.synth, vector, key)
-            return Candidate(vector, patch, note, audio, float(distance(audio[None])[0]), origin)
+            audio = self._heard(vector, match.key).audio
+            cents = distance.cents(audio) if match.pitch else math.inf
+            return Candidate(
+                vector,
+                *played(self.space, self.synth, vector, match.key),
+                audio,
+                float(distance(audio[None])[0]),
+                cents if math.isfinite(cents) else None,
+                origin,
+            )
 
         try:
-            for origin, vectors, _ in self.propose(target, distance, candidates, seed, key=key, **sampling):
+            for origin, vectors, _ in self.propose(
+                target, distance, candidates, seed, key=match.key, **sampling
+            ):
                 match.add(found(vector, origin) for vector in vectors)
                 step(len(vectors))
-            if key is not None:
-                vectors = self._moves(match)
+            if match.pitch:
+                vectors = self.moves([c.vector for c in match.candidates[:FEW]], distance)
                 match.add(found(vector, "moved") for vector in vectors)
-                match.tune()
                 step(len(vectors))
-            since, most = time.perf_counter(), distance.mss(match.first.audio[None])[0]
-            for vectors, values in self.refine(distance, match.first.vector, seconds, renders, seed, key):
+            since, most = time.perf_counter(), distance.mss(match.best.audio[None])[0]
+            for vectors, values in self.refine(
+                distance, match.best.vector, seconds, renders, seed, match.key
+            ):
                 match.refining = time.perf_counter() - since
-                if values.min() < match.farness(match.best):
+                if values.min() < match.best.distance:
                     better = found(vectors[values.argmin()], "refined")
-                    if distance.mss(better.audio[None])[0] <= most and match.farness(better) < match.farness(
-                        match.best
-                    ):
+                    if better.distance < match.best.distance and distance.mss(better.audio[None])[0] <= most:
                         match.candidates = [better, *(c for c in match.candidates if c.origin != "refined")]
                 step(len(vectors))
         except KeyboardInterrupt:
             if not match.candidates:
                 raise
         return match
-
-    def _moves(self, match: Match) -> list[np.ndarray]:
-        """Transposed copies of the nearest few: to the target's pitch, and to an octave above and below."""
-        moved = []
-        for candidate in match.candidates[:FEW]:
-            off = round((match.cents(candidate) or 0) / 100)
-            for semitones in {-off, 12 - off, -12 - off} - {0}:
-                vector = self.transpose(candidate.vector, semitones)
-                if vector is not None:
-                    moved.append(vector)
-        return moved
 
     def refine(
         self,
@@ -286,7 +296,7 @@ class Matcher:
 
 
 class Sound:
-    """A render `(channels, samples)` and, once it is asked for, its `log_mel`."""
+    """A render, float32 `(channels, samples)`, and once it is asked for, its `log_mel`."""
 
     def __init__(self, audio: np.ndarray):
         self.audio = audio

@@ -25,10 +25,11 @@ class TunedDistance(Distance):
         """Of renders `(batch, channels, samples)`: float64 `(batch,)`, 0 or more."""
         values = super().__call__(renders)
         if self.pitch:
-            values += [min(1.0, abs(self.cents(render)) / 100) for render in renders]
+            cents = [self.cents(render) for render in renders]
+            values += [1.0 if c is None else min(1.0, abs(c) / 100) for c in cents]
         return values
 
-    def cents(self, render: np.ndarray) -> float:
-        """How much higher than a pitched target a render `(channels, samples)` sounds; infinite if it is unpitched."""
-        pitch = find_pitch(render)
-        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else math.inf
+    def cents(self, render: np.ndarray) -> float | None:
+        """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""
+        pitch = self.pitch and find_pitch(render)
+        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else None

@@ -232,9 +232,9 @@ def output_paths(
     return paths
 
 
-def at_key(synth: Synth, patch: Patch, note: Note, key: int) -> tuple[Patch, Note]:
-    """The same sound played with `key`; where the patch doesn't reach, octaves from it; else as it is."""
-    for octaves in (0, 1, -1, 2, -2):
+def at_key(synth: Synth, patch: Patch, note: Note, key: int | None) -> tuple[Patch, Note]:
+    """The same sound played with `key`; octaves from it where the patch doesn't reach; else, or for None, as it is."""
+    for octaves in (0, 1, -1, 2, -2) if key is not None else ():
         pitch = key + 12 * octaves
         moved = synth.transpose(patch, note.pitch - pitch) if 0 <= pitch <= 127 else None
         if moved is not None:

@@ -9,7 +9,6 @@ match.save("outputs/bass")
 from __future__ import annotations
 
 import functools
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from synthnb.metrics import Distance
 from synthnb.search.distance import TunedDistance
 from synthnb.search.match import Candidate, Match, at_key
 from synthnb.sound import SAMPLE_RATE, check_sound
-from synthnb.space import Note, ParameterSpace, Patch, SpaceError
+from synthnb.space import ParameterSpace, SpaceError
 from synthnb.synths import Synth, open_space, open_synth
 
 if TYPE_CHECKING:  # workers import this module, and Lightning takes seconds
@@ -58,9 +57,9 @@ class Matcher:
         self.synth = open_synth(self.space)
         self.workers = joblib.cpu_count() if workers == -1 else workers
         self._task: tuple[str, Distance | None] = ("", None)  # the target that the workers know by that token
-        self._sounds = functools.lru_cache(REMEMBERED)(
-            lambda data, key: Sound(render(self.space, self.synth, np.frombuffer(data, np.float32), key))
-        )
+        # By a vector's bytes: with random phases a sound never comes twice, and the source of many edits is one.
+        self._sound = functools.lru_cache(REMEMBERED)(self._render)
+        self._mel = functools.lru_cache(1)(lambda *of: log_mel(torch.from_numpy(self._sound(*of))))
 
     def prepare_target(self, audio: np.ndarray) -> np.ndarray:
         """A sound `(channels, samples)` as the synth could make it: its channels and exactly the space's length.
@@ -93,7 +92,7 @@ class Matcher:
         self, mel: torch.Tensor, vector: np.ndarray, count: int, seed: int, key: int | None = None, **sampling
     ) -> np.ndarray:
         """`count` edits `(count, width)` of a patch that the flow draws; `sampling` goes to `FlowModel.sample`."""
-        source = self._heard(vector, key).mel
+        source = self._mel(vector.tobytes(), key)
         return self.model.sample(mel, count, (source[None], vector[None]), seed=seed, **sampling)
 
     def propose(
@@ -137,9 +136,10 @@ class Matcher:
 
     def moves(self, vectors: Iterable[np.ndarray], target: TunedDistance) -> np.ndarray:
         """Copies `(n, width)`, transposed to the target's key, of those that sound a semitone or more off it."""
-        cents = [target.cents(self._heard(vector, target.pitch.key).audio) for vector in vectors]
-        off = [round(c / 100) if np.isfinite(c) else 0 for c in cents]
-        moved = [self.transpose(vector, -semitones) for vector, semitones in zip(vectors, off) if semitones]
+        moved = []
+        for vector in vectors:
+            off = round((target.cents(self._sound(vector.tobytes(), target.pitch.key)) or 0) / 100)
+            moved += [self.transpose(vector, -off)] if off else []
         return np.array([vector for vector in moved if vector is not None])
 
     def transpose(self, vector: np.ndarray, semitones: int) -> np.ndarray | None:
@@ -156,7 +156,7 @@ class Matcher:
     def distances(self, target: Distance, vectors: np.ndarray, key: int | None = None) -> np.ndarray:
         """Render vectors `(n, width)` and measure them: float64 `(n,)`."""
         if self.workers == 1 or len(vectors) == 1:
-            return np.array([target(self._heard(vector, key).audio[None])[0] for vector in vectors])
+            return np.array([target(self._sound(vector.tobytes(), key)[None])[0] for vector in vectors])
         if self._task[1] is not target:
             self._task = (uuid.uuid4().hex, target)
         token, parts = self._task[0], np.array_split(vectors, min(self.workers, len(vectors)))
@@ -212,16 +212,10 @@ class Matcher:
 
         def found(vector: np.ndarray, origin: str) -> Candidate:
             # What a worker rendered is rendered again, and ranked by that: with random phases no two are the same.
-            audio = self._heard(vector, match.key).audio
-            cents = distance.cents(audio) if match.pitch else math.inf
-            return Candidate(
-                vector,
-                *played(self.space, self.synth, vector, match.key),
-                audio,
-                float(distance(audio[None])[0]),
-                cents if math.isfinite(cents) else None,
-                origin,
-            )
+            audio, played = self._sound(vector.tobytes(), match.key), self.space.decode(vector)
+            patch, note = at_key(self.synth, *played, match.key)
+            value = float(distance(audio[None])[0])
+            return Candidate(vector, patch, note, audio, value, distance.cents(audio), origin)
 
         try:
             for origin, vectors, _ in self.propose(
@@ -245,7 +239,7 @@ class Matcher:
                 step(len(vectors))
         except KeyboardInterrupt:
             if not match.candidates:
-                raise
+                raise KeyboardInterrupt("before the first candidates were ranked") from None
         return match
 
     def refine(
@@ -262,11 +256,8 @@ class Matcher:
         It moves in quantiles, where every parameter has the same scale; categories stay, and with a `key` the note's
         pitch. Yields every population, vectors `(n, width)` and distances `(n,)`.
         """
-        free = [
-            p.name
-            for p in self.space
-            if p.kind != "categorical" and not (key is not None and p.name == "pitch")
-        ]
+        held = {"pitch"} if key is not None else set()
+        free = [p.name for p in self.space if p.kind != "categorical" and p.name not in held]
         columns = [self.space.columns[name].start for name in free]
         centre, rng = self.space.to_quantiles(vector), np.random.default_rng(seed)
         options = {
@@ -280,7 +271,7 @@ class Matcher:
         search = cma.CMAEvolutionStrategy(centre[columns].astype(float), SIGMA, options)
         deadline, done = time.perf_counter() + seconds, 0
         while not search.stop():
-            if time.perf_counter() >= deadline if renders is None else done + POPULATION > renders:
+            if (time.perf_counter() >= deadline) if renders is None else (done + POPULATION > renders):
                 return
             points = search.ask()
             quantiles = np.repeat(centre[None], len(points), axis=0)
@@ -291,30 +282,13 @@ class Matcher:
             done += len(vectors)
             yield vectors, values
 
-    def _heard(self, vector: np.ndarray, key: int | None) -> Sound:
-        return self._sounds(vector.astype(np.float32).tobytes(), key)
-
-
-class Sound:
-    """A render, float32 `(channels, samples)`, and once it is asked for, its `log_mel`."""
-
-    def __init__(self, audio: np.ndarray):
-        self.audio = audio
-
-    @functools.cached_property
-    def mel(self) -> torch.Tensor:
-        return log_mel(torch.from_numpy(self.audio))
-
-
-def played(space: ParameterSpace, synth: Synth, vector: np.ndarray, key: int | None) -> tuple[Patch, Note]:
-    """What a vector plays, see `at_key`; without a key it is what the space decodes."""
-    patch, note = space.decode(vector)
-    return (patch, note) if key is None else at_key(synth, patch, note, key)
+    def _render(self, data: bytes, key: int | None) -> np.ndarray:
+        return render(self.space, self.synth, np.frombuffer(data, np.float32), key)
 
 
 def render(space: ParameterSpace, synth: Synth, vector: np.ndarray, key: int | None = None) -> np.ndarray:
     """The sound of a vector, float32 `(channels, samples)`."""
-    return synth.render(*played(space, synth, vector, key), space.seconds)[: synth.channels]
+    return synth.render(*at_key(synth, *space.decode(vector), key), space.seconds)[: synth.channels]
 
 
 def score(

@@ -27,8 +27,8 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-release test-slow test-faults test-fuzz lab data train evaluate match surge lint format \
-	lock wheel clean
+.PHONY: help setup demo test test-release test-slow test-faults test-fuzz lab data train evaluate match surge
+.PHONY: lint format lock wheel clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile

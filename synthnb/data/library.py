@@ -79,7 +79,7 @@ class Library:
         return _draw(self.space, self.seed, self.first + index, int(self.attempts[index]))
 
     @classmethod
-    def build(cls, folder: str | Path, workers: int = -1) -> Library:
+    def build(cls, folder: str | Path, workers: int = -1, most: int | None = None) -> Library:
         """From the training clips of a dataset that `generate` made, those drawn from the prior; edits are left out.
 
         Raises `DatasetError` if the clips are not those that its seed draws.
@@ -94,7 +94,7 @@ class Library:
             before = int(file.attrs.get("first_clip", before))  # of a subset
             family, seed = 1 + int(file.attrs.get("edits", 0)), int(file.attrs["seed"])
             text = file.attrs["space"]
-        records = compact_copy(folder / "train.h5")[::family]
+        records = compact_copy(folder / "train.h5")[::family][:most]
         parts = range(0, len(records), CHUNK)
         attempts = joblib.Parallel(workers)(
             joblib.delayed(_attempts)(text, seed, before // family + at, records["vector"][at : at + CHUNK])

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from synthnb.pitch import Pitch, find_pitch
 
 from synthnb.data.library import Library
 from synthnb.data.shards import open_split
 from synthnb.features import log_mel
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.pitch import Pitch, find_pitch
 from synthnb.search.distance import TunedDistance
 from synthnb.search.match import at_key, gain, output_paths
 from synthnb.search.matcher import Matcher

@@ -12,9 +12,6 @@ from synthnb.features import log_mel
 from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_space
 
-BLOCK = 3.0  # weight of a whole one-hot block, where a scalar parameter has 1
-FLOOR = 0.05  # of the most audible parameter's weight: what the least audible one keeps
-
 
 def audibility(space: ParameterSpace, patches: int = 40, seed: int = 0, workers: int = -1) -> pd.Series:
     """How much a sound changes when one parameter alone takes another value.
@@ -52,13 +49,3 @@ def _changes(text: str, seed: int, index: int) -> list[float]:
         after = log_mel(torch.from_numpy(synth.render(*changed, space.seconds)[: synth.channels].copy()))
         changes.append((after - before).abs().mean().item())
     return changes
-
-
-def loss_weights(space: ParameterSpace, audible: pd.Series) -> torch.Tensor:
-    """Weight of every column of a vector in the loss, float32 `(width,)`, like `audible`; their mean is 1."""
-    share = audible / audible.max() + FLOOR
-    weights = torch.ones(space.width)
-    for p in space:
-        block = BLOCK / p.width if p.kind == "categorical" else 1.0
-        weights[space.columns[p.name]] = share[p.name] * block
-    return weights * space.width / weights.sum()

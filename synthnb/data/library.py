@@ -24,6 +24,7 @@ from synthnb.space import ParameterSpace
 AXES = 48  # bytes a sound
 FITTED = 10_000  # clips, evenly spread, that the axes are fitted to
 CHUNK = 256
+SEARCHED = 4096  # rows at once
 CHECKED = 16  # patches
 CELLS = (2, 2)  # of a coarse spectrogram that are averaged into one: 4 bands, 8 frames
 
@@ -31,6 +32,14 @@ CELLS = (2, 2)  # of a coarse spectrogram that are averaged into one: 4 bands, 8
 def cells(mel: torch.Tensor) -> torch.Tensor:
     """Coarse spectrograms `(n, channels, bands, frames)` in dB, coarser still, as rows `(n, cells)` float32."""
     return torch.nn.functional.avg_pool2d(mel.float(), CELLS).flatten(1)
+
+
+def nearest_rows(
+    index: torch.Tensor, query: torch.Tensor, count: int, scale: torch.Tensor | float = 1.0
+) -> list[int]:
+    """Which rows of `index (n, cells)` are nearest to `query (1, cells)`, the nearest first; `scale` weighs cells."""
+    gaps = [((rows.float() - query) * scale).square().sum(dim=1) for rows in index.split(SEARCHED)]
+    return torch.cat(gaps).topk(min(count, len(index)), largest=False).indices.tolist()
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Library:
         return _draw(self.space, self.seed, self.first + index, int(self.attempts[index]))
 
     @classmethod
-    def build(cls, folder: str | Path, workers: int = -1) -> Library:
+    def build(cls, folder: str | Path, workers: int = -1, most: int | None = None) -> Library:
         """From the training clips of a dataset that `generate` made, those drawn from the prior; edits are left out.
 
         Raises `DatasetError` if the clips are not those that its seed draws.
@@ -85,7 +94,7 @@ class Library:
             before = int(file.attrs.get("first_clip", before))  # of a subset
             family, seed = 1 + int(file.attrs.get("edits", 0)), int(file.attrs["seed"])
             text = file.attrs["space"]
-        records = compact_copy(folder / "train.h5")[::family]
+        records = compact_copy(folder / "train.h5")[::family][:most]
         parts = range(0, len(records), CHUNK)
         attempts = joblib.Parallel(workers)(
             joblib.delayed(_attempts)(text, seed, before // family + at, records["vector"][at : at + CHUNK])
@@ -109,9 +118,7 @@ class Library:
         """Vectors `(count, width)` of the clips that sound most like `mel (channels, bands, frames)`, nearest first."""
         place = _project(cells(coarse(mel[None])) - self.mean, self.axes)
         steps = self.axes.norm(dim=1)
-        gaps = ((self.codes - place) * steps).square().sum(dim=1)
-        chosen = gaps.topk(min(count, len(gaps)), largest=False).indices.tolist()
-        return np.stack([self[i] for i in chosen])
+        return np.stack([self[i] for i in nearest_rows(self.codes, place, count, steps)])
 
     def description(self) -> dict:
         """What a checkpoint keeps of it in words, beside its `tensors` and the space."""

@@ -17,7 +17,7 @@ BINS = 32  # of a continuous parameter's histogram
 
 
 def fit_prior(space: ParameterSpace, patches: list[Patch], name: str) -> ParameterSpace:
-    """A space like `space` whose prior follows `patches`; 20 or more are needed, or it raises `ValueError`.
+    """A space like `space` whose prior follows `patches`; 20 or more are needed, or it raises `SpaceError`.
 
     Each parameter gets the histogram of its values in `patches`, `UNIFORM_SHARE` of it spread evenly; a continuous one
     that many leave at its default gets the share of those, and the histogram of the others. The note's prior stays.
@@ -25,7 +25,7 @@ def fit_prior(space: ParameterSpace, patches: list[Patch], name: str) -> Paramet
     was as far from human presets with them as without.)
     """
     if len(patches) < 20:
-        raise ValueError(f"{len(patches)} patches are too few to fit a prior; 20 or more are needed")
+        raise SpaceError(f"{len(patches)} patches are too few to fit a prior; 20 or more are needed")
     parameters = []
     for p in space.parameters:
         units = np.array([p.to_unit(patch[p.name]) for patch in patches], dtype=np.float64)

@@ -6,11 +6,11 @@ import dexed
 import numpy as np
 import pytest
 
+from synthnb.evaluate.report import noise_floor
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, ParameterSpace
 from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.dexed import LAYOUT, Dexed, voice_bytes, voice_names
-from synthnb.tools.costs import noise_floor
 
 NOTE = Note(60, 100, 0.0, 0.3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from synthnb.data.generate import generate
-from synthnb.data.library import Library
+from synthnb.data.library import Library, nearest_rows
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.models.checkpoint import CheckpointError, load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
@@ -91,3 +91,12 @@ def test_clips_that_the_seed_does_not_draw_are_refused(short_space, tmp_path):
         file["param_array"][7, 0] += 0.1
     with pytest.raises(DatasetError, match="training clip 7 is not what seed 0 draws from 'dexed'"):
         Library.build(folder, workers=1)
+
+
+def test_nearest_rows_are_those_of_a_plain_search():
+    rng = torch.Generator().manual_seed(0)
+    index = torch.randint(-127, 128, (5000, 6), generator=rng, dtype=torch.int8)
+    query, scale = torch.randn(1, 6, generator=rng), torch.rand(6, generator=rng)
+    gaps = ((index - query) * scale).norm(dim=1)
+    assert nearest_rows(index, query, 3, scale) == gaps.argsort()[:3].tolist()
+    assert len(nearest_rows(index[:2], query, 3)) == 2

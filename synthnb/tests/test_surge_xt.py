@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from synthnb.data.generate import generate
+from synthnb.evaluate.report import noise_floor
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import load_model
 from synthnb.search.matcher import Matcher
@@ -22,7 +23,6 @@ from synthnb.synths import PresetError, SynthNotFound, open_synth
 from synthnb.synths.find import FOLDERS_VARIABLE
 from synthnb.synths.surge.patch import CHUNK_HEADER, CLASS_ID, read_chunk
 from synthnb.synths.vst3 import preset_file
-from synthnb.tools.costs import noise_floor
 
 XML = b'<patch revision="24"><parameters><a_pitch type="2" value="1.0"/></parameters></patch>'
 CHUNK = CHUNK_HEADER.pack(b"sub3", len(XML), *[0] * 6) + XML

@@ -19,6 +19,7 @@ import signal
 import time
 import warnings
 from pathlib import Path
+from typing import TypeVar
 
 import lightning
 import numpy as np
@@ -36,6 +37,7 @@ from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
 
+Settings = TypeVar("Settings")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 SHOWN = 5.0  # seconds between two lines of progress
 BLOCK = 3.0  # weight of a whole one-hot block, where a scalar parameter has 1
@@ -80,7 +82,7 @@ class TrainSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least {number} is needed")
 
 
-def pick(kind: type, values: dict):
+def pick(kind: type[Settings], values: dict) -> Settings:
     """Settings of a kind from those `values` (of a file, of a notebook) that it has; the rest as by default."""
     return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
 
@@ -248,6 +250,7 @@ def train(
     torch.manual_seed(training.seed)
     run = Training(FlowModel(data.space, model, data.mean, data.std), training, weights)
     progress = Progress(out, began)
+    decay = min(0.999, max(0.0, 1 - 10 / training.steps))  # a short training averages over its last tenth
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what matters is said below
     trainer = lightning.Trainer(
         max_steps=training.steps,
@@ -258,7 +261,7 @@ def train(
         val_check_interval=training.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[EMAWeightAveraging(decay=_decay(training.steps), use_buffers=False), progress],
+        callbacks=[EMAWeightAveraging(decay=decay, use_buffers=False), progress],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -284,8 +287,10 @@ def train(
     run.load_state_dict(_read_state(last)["state_dict"])  # the average
     validated = curves[["step", "val_loss"]].dropna()
     seconds, clips = progress.kept["seconds"], progress.kept["clips"]
+    with open_split(Path(folder) / "train.h5") as file:
+        clips_now = len(file["param_array"])  # more than at the beginning, if the folder is being filled
     record = {
-        "clips": data.clips,
+        "clips": clips_now,
         "dataset_space": data.space.name,
         **dataclasses.asdict(training),
         "library": 0,
@@ -301,11 +306,6 @@ def train(
         run.model.library = Library.build(folder)
         save_model(run.model, path, record | {"library": len(run.model.library)})
     return path, curves
-
-
-def _decay(steps: int) -> float:
-    """Of the moving average of weights; a short training averages over its last tenth, roughly."""
-    return min(0.999, max(0.0, 1 - 10 / steps))
 
 
 def _fingerprint(folder: str | Path) -> str:

@@ -144,7 +144,6 @@ def info(what) -> None:
 def space(space, out, seconds) -> None:
     from synthnb.space import ParameterSpace
     from synthnb.space.fit import check_writable, write_space
-    from synthnb.synths.survey import survey
 
     if not out:
         found = ParameterSpace.load(space)
@@ -156,6 +155,8 @@ def space(space, out, seconds) -> None:
         )
         return
     check_writable(out)
+    from synthnb.synths.survey import survey  # torch takes seconds
+
     found, table, measured = survey(space, seconds)
     write_space(out, found)
     print(table.round(2).to_string(index=False))

@@ -1,8 +1,8 @@
 """Measure a model against its baselines: same targets, same ranking, same number of renders, in one run.
 
 Every target is matched by every system of `SYSTEMS`; what a system keeps is its candidate with the smallest
-`Distance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so that
-an interrupted evaluation goes on where it stopped and one with another model, search or settings starts afresh.
+`TunedDistance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so
+that an interrupted evaluation goes on where it stopped and one with another model, search or settings starts afresh.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from synthnb.data.library import cells, nearest_rows
 from synthnb.data.shards import open_split
 from synthnb.evaluate.targets import Target
 from synthnb.features import coarse, log_mel
-from synthnb.metrics import Distance, all_metrics
+from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
-from synthnb.search.match import gain
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import Candidate, Match, gain
 from synthnb.search.matcher import FROM_NOISE, Matcher, render, score
 from synthnb.space.edits import edit
 
@@ -40,11 +41,10 @@ SYSTEMS = {
     "random edits, best of 32": "like the flow's, but the edits are drawn without listening",
     "flow, one sample": "the flow's first, from noise",
     "flow from noise, best of 32": "32 of those",
-    "flow, best of 32": "what a match proposes: 8 of the model's library, then 24 edits of the best so far by the flow",
-    "flow, refined": "the best of those, brought into key and refined",
+    "flow, best of 32": "what a match proposes: 8 of the model's library, in key, then edits of the best by the flow",
+    "flow, refined": "the best of those, refined",
 }
 REFINED = "flow, refined"
-PROPOSED = ("library", "noise", "edit")  # origins of a match's first candidates
 CHUNK = 4096  # training clips at once
 #: The code that decides what is found and how it is measured.
 CODE = ("data/library.py", "evaluate/run.py", "features/*.py", "metrics.py", "models/**/*.py", "pitch.py",
@@ -177,7 +177,7 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
     """The rows of all systems; of the refined one only if the budget allows any."""
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
-    distance, mel = Distance(audio), log_mel(torch.from_numpy(audio))
+    distance, mel = TunedDistance(audio), log_mel(torch.from_numpy(audio))
     raised = np.abs(audio).max() > np.abs(target.audio).max()
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))
@@ -220,15 +220,20 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
         keep_best(system, vectors, values, start)
         if system in firsts:
             keep_best(firsts[system], vectors[:1], values[:1], None)
-    start = time.perf_counter()
-    _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, at_random))
+    start, key = time.perf_counter(), distance.pitch and distance.pitch.key
+    _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, at_random, key))
     keep_best("random edits, best of 32", np.concatenate(vectors), np.concatenate(values), start)
 
-    found = matcher.match(target.audio, CANDIDATES, seed=flow_seed, **budget, **sampling)
-    seconds, renders, _ = next(step for step in found.history if step[1] >= CANDIDATES)
-    best = min((c for c in found.candidates if c.origin in PROPOSED), key=lambda c: c.distance)
-    keep("flow, best of 32", best.audio, best.distance, renders, seconds)
-    if any(budget.values()):
+    steps: list[tuple[Candidate, float, int]] = []  # of a match: the best so far, seconds, renders
+
+    def look(found: Match) -> None:
         seconds, renders, _ = found.history[-1]
-        keep(REFINED, found.best.audio, found.best.distance, renders, seconds)
+        steps.append((found.best, seconds, renders))
+
+    matcher.match(target.audio, CANDIDATES, seed=flow_seed, progress=look, **budget, **sampling)
+    reached = {"flow, best of 32": next(step for step in steps if step[2] >= CANDIDATES)}
+    if any(budget.values()):
+        reached[REFINED] = steps[-1]
+    for system, (best, seconds, renders) in reached.items():
+        keep(system, best.audio, best.distance, renders, seconds)
     return rows

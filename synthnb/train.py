@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
+import logging
 import math
 import os
-import pickle
 import platform
 import signal
 import time
@@ -27,7 +26,6 @@ import pandas as pd
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from tqdm import tqdm
 
@@ -38,7 +36,6 @@ from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
 
-EMA_DECAY = 0.999  # a short training averages over fewer steps: the last tenth, roughly
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 SHOWN = 5.0  # seconds between two lines of progress
 BLOCK = 3.0  # weight of a whole one-hot block, where a scalar parameter has 1
@@ -88,13 +85,13 @@ def pick(kind: type, values: dict):
     return kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.name in values})
 
 
-def choose_precision(asked: str = "auto") -> str:
-    """`asked`, or for `"auto"` bf16-mixed where the GPU, or else the processor, has products of bfloat16; 32-true."""
+def choose_precision(asked: str) -> str:
+    """For `"auto"`, bf16-mixed where the GPU or else the processor has products of bfloat16, 32-true elsewhere."""
     if asked != "auto":
         return asked
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # emulated, it would take six times as long as float32
+    else:  # emulated, it takes six times as long as float32
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16-mixed" if native else "32-true"
 
@@ -130,9 +127,7 @@ class Training(lightning.LightningModule):
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        loss = self.loss(batch)
-        self.log("train_loss", loss)
-        return loss
+        return self.loss(batch)
 
     def validation_step(self, batch: Batch, index: int) -> None:
         generator = torch.Generator(self.device).manual_seed(index)  # the same times and noises every time
@@ -164,15 +159,18 @@ class Training(lightning.LightningModule):
 
 
 class Progress(Callback):
-    """A plain bar of steps, the clock behind the training record, and `last.ckpt` after every validation.
+    """A plain bar of steps, the clock, the curves, and `last.ckpt` after every validation; the last step has one too.
 
-    There is a validation after the last step too.
+    Args:
+        out: folder for `last.ckpt` and `curves.csv`.
+        began: what a training that goes on must have in common with the one that began.
     """
 
-    def __init__(self, last: Path):
-        self.last, self.seconds, self.clips = last, 0.0, 0
+    def __init__(self, out: Path, began: dict):
+        self.out = out
+        self.kept = {"began": began, "seconds": 0.0, "clips": 0, "curves": []}
 
-    def on_train_start(self, trainer, model):
+    def on_train_start(self, trainer, module):
         self.bar = tqdm(
             total=trainer.max_steps,
             initial=trainer.global_step,
@@ -182,27 +180,39 @@ class Progress(Callback):
         )
         self.started = self.shown = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, model, outputs, batch, index):
-        now = time.perf_counter()
-        self.seconds, self.started = self.seconds + now - self.started, now
-        self.clips += len(batch["known"]) * trainer.world_size
-        if now - self.shown > SHOWN:  # a GPU would wait for each number that is asked of it
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        now, step = time.perf_counter(), trainer.global_step
+        self.kept["seconds"] += now - self.started
+        self.kept["clips"] += len(batch["known"]) * trainer.world_size
+        # A GPU would wait for each loss that is asked of it.
+        if step % max(1, min(50, trainer.max_steps // 20)) == 0:
+            self.kept["curves"].append({"step": step, "train_loss": outputs["loss"].item()})
+        if now - self.shown > SHOWN:
             self.bar.set_postfix(loss=f"{outputs['loss'].item():.3f}", refresh=False)
             self.shown = now
+        self.started = now
         self.bar.update()
-        trainer.should_stop = trainer.global_step == trainer.max_steps  # then Lightning validates
+        trainer.should_stop = step == trainer.max_steps  # then Lightning validates
 
-    def on_validation_end(self, trainer, model):
-        trainer.save_checkpoint(self.last)
+    def on_validation_end(self, trainer, module):
+        loss = trainer.callback_metrics["val_loss"].item()
+        self.kept["curves"].append({"step": trainer.global_step, "val_loss": loss})
+        trainer.save_checkpoint(self.out / "last.ckpt", weights_only=False)
+        if trainer.is_global_zero:
+            self.curves().to_csv(self.out / "curves.csv", index=False)
 
-    def on_train_end(self, trainer, model):
+    def on_train_end(self, trainer, module):
         self.bar.close()
 
+    def curves(self) -> pd.DataFrame:
+        table = pd.DataFrame(self.kept["curves"], columns=["step", "train_loss", "val_loss"])
+        return table.groupby("step", as_index=False).last()
+
     def state_dict(self) -> dict:
-        return {"seconds": self.seconds, "clips": self.clips}
+        return self.kept
 
     def load_state_dict(self, state: dict) -> None:
-        self.seconds, self.clips = state["seconds"], state["clips"]
+        self.kept = state
 
 
 def train(
@@ -211,8 +221,8 @@ def train(
     """Train, or finish a training that was interrupted in `out`: the result is the same. Then make the library.
 
     Args:
-        folder: a dataset made by `generate`; nothing else is needed, no synth.
-        out: for `last.ckpt` (to resume from), `curves-*/metrics.csv` and the result, `model.safetensors`.
+        folder: a dataset made by `generate`; nothing else is needed, no synth. It may still be being filled.
+        out: for `last.ckpt` (to resume from), `curves.csv` and the result, `model.safetensors`.
 
     Returns:
         The checkpoint's path and the curves: a table with `step`, `train_loss`, `val_loss`.
@@ -220,29 +230,25 @@ def train(
     Raises:
         ValueError: the training in `out` was begun with other settings, or its `last.ckpt` is damaged.
         DatasetError: the folder is no dataset, or not one that a library can be made of though `generate` made it.
-        KeyboardInterrupt: what is done until the last validation is kept.
+        KeyboardInterrupt: what was done until the last validation is kept.
     """
-    out = Path(out)
-    last = out / "last.ckpt"
-    done = _read_state(last)["global_step"] if last.is_file() else 0
+    out, path = Path(out), Path(out) / "model.safetensors"
     training = dataclasses.replace(training, precision=choose_precision(training.precision))
-    data = ClipData(folder, training.batch_size, training.workers, training.seed, done)
     began = {**dataclasses.asdict(model), **dataclasses.asdict(training), "dataset": _fingerprint(folder)}
-    _same_settings(out, began, last.is_file())
+    last = out / "last.ckpt"
+    done = _steps_done(last, began) if last.is_file() else 0
+    data = ClipData(folder, training.batch_size, training.workers, training.seed, done)
     if data.seeded:
         Library.build(folder, workers=1, most=16)  # can it be made? Better to know it now
-    if not done:  # of another training, whose last.ckpt was removed
-        for stale in out.glob("curves*/metrics.csv"):
-            stale.unlink(missing_ok=True)
-    torch.manual_seed(training.seed)
     weights = torch.ones(data.space.width)
     if data.audible is None:
         warnings.warn("the dataset does not say what is audible; all parameters weigh the same", stacklevel=2)
     else:
         weights = loss_weights(data.space, data.audible)
+    torch.manual_seed(training.seed)
     run = Training(FlowModel(data.space, model, data.mean, data.std), training, weights)
-    progress = Progress(last)
-    decay = min(EMA_DECAY, max(0.0, 1 - 10 / training.steps))
+    progress = Progress(out, began)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what matters is said below
     trainer = lightning.Trainer(
         max_steps=training.steps,
         accelerator="auto",
@@ -252,9 +258,8 @@ def train(
         val_check_interval=training.validate_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=max(1, min(50, training.steps // 20)),
-        callbacks=[EMAWeightAveraging(decay=decay, use_buffers=False), progress],
-        logger=CSVLogger(out, name="", version=f"curves-{done:07d}"),  # it would erase an earlier run's
+        callbacks=[EMAWeightAveraging(decay=_decay(training.steps), use_buffers=False), progress],
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -268,25 +273,24 @@ def train(
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*(num_workers|many workers|litlogger|log_dir|logs directory).*"
-            )
+            warnings.filterwarnings("ignore", message=".*(num_workers|many workers).*")
             trainer.fit(run, data, ckpt_path=last if done else None, weights_only=True)
     except SystemExit:  # Lightning's answer to an interrupt; it also makes the process deaf to the next
         signal.signal(signal.SIGINT, on_interrupt)
         raise KeyboardInterrupt from None
-    run.load_state_dict(_read_state(last)["state_dict"])  # the average
-    path, curves = out / "model.safetensors", _curves(out)
-    if not trainer.is_global_zero:
+    curves = progress.curves()
+    if not trainer.is_global_zero:  # one of several processes writes the result
         return path, curves
+    run.load_state_dict(_read_state(last)["state_dict"])  # the average
     validated = curves[["step", "val_loss"]].dropna()
+    seconds, clips = progress.kept["seconds"], progress.kept["clips"]
     record = {
         "clips": data.clips,
         "dataset_space": data.space.name,
         **dataclasses.asdict(training),
         "library": 0,
-        "seconds": round(progress.seconds),
-        "clips_per_second": round(progress.clips / max(progress.seconds, 1e-9), 1),
+        "seconds": round(seconds),
+        "clips_per_second": round(clips / max(seconds, 1e-9), 1),
         "parameters": sum(p.numel() for p in run.model.parameters()),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {device}",
         "torch": torch.__version__,
@@ -299,24 +303,9 @@ def train(
     return path, curves
 
 
-def _read_state(last: Path) -> dict:
-    """What `last.ckpt` holds: tensors and plain values, nothing that could run."""
-    try:
-        state = torch.load(last, weights_only=True, map_location="cpu", mmap=True)
-        state["global_step"], state["state_dict"]
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise ValueError(
-            f"{last} is cut short, or no state of a training; remove it to start afresh"
-        ) from error
-    return state
+def _decay(steps: int) -> float:
+    """Of the moving average of weights; a short training averages over its last tenth, roughly."""
+    return min(0.999, max(0.0, 1 - 10 / steps))
 
 
 def _fingerprint(folder: str | Path) -> str:
@@ -326,26 +315,29 @@ def _fingerprint(folder: str | Path) -> str:
         return hashlib.sha256(text + file["param_array"][0].tobytes()).hexdigest()[:16]
 
 
-def _same_settings(out: Path, settings: dict, resumed: bool) -> None:
-    """Keep them in `settings.json`, or hold a resumed training to those it was begun with."""
-    path = out / "settings.json"
-    if resumed:
-        begun = json.loads(path.read_text()) if path.is_file() else {}
-        for name, value in settings.items():
-            if begun.get(name) != value and name not in ("workers", "validate_every"):
-                raise ValueError(
-                    f"the training in {out} was begun with {name} = {begun.get(name)}, not {value}; "
-                    "use another folder, or remove its last.ckpt to start afresh"
-                )
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+def _read_state(last: Path) -> dict:
+    """What `last.ckpt` holds: tensors and plain values, nothing that could run. Raises `ValueError`."""
+    try:
+        state = torch.load(last, weights_only=True, map_location="cpu", mmap=True)
+        state["state_dict"], state["callbacks"]["Progress"]["began"], state["global_step"] + 0
+    except Exception as error:  # anything may be wrong with it
+        raise ValueError(
+            f"{last} is cut short, or no state of a training; remove it to start afresh"
+        ) from error
+    return state
 
 
-def _curves(out: Path) -> pd.DataFrame:
-    """One row per logged step, over all runs that were resumed in `out`."""
-    files = sorted(out.glob("curves*/metrics.csv"))
-    table = pd.concat([pd.read_csv(file) for file in files])
-    return table.groupby("step", as_index=False).last().reindex(columns=["step", "train_loss", "val_loss"])
+def _steps_done(last: Path, began: dict) -> int:
+    """Steps of a training that was interrupted. Raises `ValueError` unless it was begun as this one is."""
+    state = _read_state(last)
+    before = state["callbacks"]["Progress"]["began"]
+    for name, value in began.items():
+        if before.get(name) != value and name not in ("workers", "validate_every"):
+            raise ValueError(
+                f"the training in {last.parent} was begun with {name} = {before.get(name)}, not {value}; "
+                "use another folder, or remove its last.ckpt to start afresh"
+            )
+    return state["global_step"]
 
 
 def main() -> None:
@@ -358,8 +350,7 @@ def main() -> None:
     known = {"folder", "out"} | {field.name for kind in kinds for field in dataclasses.fields(kind)}
     if unknown := values.keys() - known or {"folder", "out"} - values.keys():
         parser.error(f"unknown or missing: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-    path, _ = train(values["folder"], values["out"], *(pick(kind, values) for kind in kinds))
-    print(path)
+    print(train(values["folder"], values["out"], *(pick(kind, values) for kind in kinds))[0])
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ SYSTEMS = {
 REFINED = "flow, refined"
 PROPOSED = ("library", "noise", "edit")  # origins of a match's first candidates
 CHUNK = 4096  # training clips at once
-#: The code that decides what is found and measured.
-CODE = ("features/*.py", "metrics.py", "models/**/*.py", "search/*.py", "evaluate/run.py")
+#: The code that decides what is found and how it is measured.
+CODE = ("data/library.py", "evaluate/run.py", "features/*.py", "metrics.py", "models/**/*.py", "pitch.py",
+        "search/*.py", "space/edits.py")  # fmt: skip
 
 
 class Retrieval:
@@ -114,12 +115,12 @@ def evaluate(
         "sampling": json.loads(json.dumps(sampling)),  # as it is read again
     }
     keys = [{**depends, "sound": _digest(target.audio.tobytes())} for target in targets]
-    budget = {"seconds": seconds} if seconds else {"renders": renders}
-    budgets = [budget if refined is None or i < refined else {} for i in range(len(targets))]
+    budget, none = {"seconds": seconds} if seconds else {"renders": renders}, {"renders": 0}
+    budgets = [budget if refined is None or i < refined else none for i in range(len(targets))]
     jobs = []
     for i, target in enumerate(targets):
         kept = _read(out, i)
-        if kept.get("key") != keys[i] or (budgets[i] and kept["budget"] != budgets[i]):
+        if kept.get("key") != keys[i] or kept["budget"] != budgets[i] != none:
             jobs.append((checkpoint, folder, out, i, target, keys[i], budgets[i], sampling, workers != 1))
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     work = pool(joblib.delayed(_evaluate_one)(*job) for job in jobs)
@@ -130,7 +131,7 @@ def evaluate(
             row
             for i, budget in enumerate(budgets)
             for row in _read(out, i)["rows"]
-            if budget or row["system"] != REFINED
+            if budget != none or row["system"] != REFINED
         ]
     )
 
@@ -173,13 +174,11 @@ def _evaluate_one(checkpoint, folder, out, index, target, key, budget, sampling,
 
 
 def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[dict]:
-    """The rows of all systems; of the refined one only with a budget."""
+    """The rows of all systems; of the refined one only if the budget allows any."""
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
     distance, mel = Distance(audio), log_mel(torch.from_numpy(audio))
-    level_counts = (
-        not target.recorded and np.abs(audio).max() <= np.abs(target.audio).max()
-    )  # it may be raised
+    raised = np.abs(audio).max() > np.abs(target.audio).max()
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))
     rows = []
@@ -188,11 +187,10 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
         system: str, heard: np.ndarray, value: float, renders: int, seconds: float | None = None
     ) -> None:
         """Add a row; what was not timed alone has no seconds."""
-        heard = heard if level_counts else heard * gain(audio, heard)
-        row = {"target": target.name, "system": system, **all_metrics(audio, heard)}
-        rows.append(
-            {**row, "distance": float(value), "renders": renders, "seconds": seconds and round(seconds, 2)}
-        )
+        if target.recorded or raised:  # its level means nothing
+            heard = heard * gain(audio, heard)
+        row = {"target": target.name, "system": system, **all_metrics(audio, heard), "distance": float(value)}
+        rows.append({**row, "renders": renders, "seconds": seconds and round(seconds, 2)})
 
     def keep_best(system: str, vectors: np.ndarray, values: np.ndarray, start: float | None) -> None:
         best, seconds = int(values.argmin()), start and time.perf_counter() - start
@@ -226,13 +224,11 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
     _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, at_random))
     keep_best("random edits, best of 32", np.concatenate(vectors), np.concatenate(values), start)
 
-    found = matcher.match(
-        target.audio, CANDIDATES, seed=flow_seed, **(budget or {"seconds": 0.0}), **sampling
-    )
+    found = matcher.match(target.audio, CANDIDATES, seed=flow_seed, **budget, **sampling)
     seconds, renders, _ = next(step for step in found.history if step[1] >= CANDIDATES)
     best = min((c for c in found.candidates if c.origin in PROPOSED), key=lambda c: c.distance)
     keep("flow, best of 32", best.audio, best.distance, renders, seconds)
-    if budget:
+    if any(budget.values()):
         seconds, renders, _ = found.history[-1]
         keep(REFINED, found.best.audio, found.best.distance, renders, seconds)
     return rows

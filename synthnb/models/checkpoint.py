@@ -59,14 +59,13 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
 def read_record(name_or_path: str | Path) -> dict:
     """The training record of a checkpoint. Raises `CheckpointError`."""
     path = checkpoint_path(name_or_path)
+    metadata = _metadata(path)
     try:
-        record = json.loads(_metadata(path)["record"])
-    except (KeyError, ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} has no readable training record: {error!r}") from error
+        record = json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError):
+        record = None
     if not isinstance(record, dict):
-        raise CheckpointError(f"{path} has no readable training record: it is {record!r:.40}")
+        raise CheckpointError(f"{path} has no readable training record")
     return record
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import functools
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterable
@@ -17,13 +15,12 @@ import numpy as np
 import pandas as pd
 
 from synthnb.metrics import all_metrics
-from synthnb.pitch import Pitch, find_pitch
+from synthnb.pitch import Pitch
 from synthnb.sound import write_sound
 from synthnb.space import Note, ParameterSpace, Patch
 from synthnb.synths import Synth
 
 KEPT = 32  # candidates of a match: as many as a bank of the DX7 holds
-FEW = 4  # of them, the nearest, whose tuning counts: to find a pitch takes as long as several renders
 HEARD = 3  # cents; less is nothing to listeners, nor to what finds pitches
 
 
@@ -35,7 +32,8 @@ class Candidate:
         vector: float32 `(width,)`, where the search found it.
         patch, note: what it plays; the same sound, but with the key that was recorded, if the patch can be transposed.
         audio: float32 `(channels, samples)`, its render, the one that was ranked.
-        distance: `Distance` to the target; 0 is the same sound, 1 about as far as an octave.
+        distance: `TunedDistance` to the target; 0 is the same sound, 1 about as far as an octave.
+        cents: how much higher than the target it sounds; None if either is unpitched.
         origin: `library` (a training clip), `noise` or `edit` (the flow's, without and with a source), `moved` (one of
             those, transposed), `refined`.
     """
@@ -45,19 +43,13 @@ class Candidate:
     note: Note
     audio: np.ndarray = field(repr=False)
     distance: float
+    cents: float | None
     origin: str
-
-    @functools.cached_property
-    def pitch(self) -> Pitch | None:
-        """Of its sound; None if that is unpitched."""
-        return find_pitch(self.audio)
 
 
 @dataclass
 class Match:
     """The candidates of a search, the best first, and how it went.
-
-    The best is the nearest; among the nearest few, one that is out of tune counts as farther (`farness`).
 
     Attributes:
         target: float32 `(channels, samples)`, the sound as it was compared; a very quiet one is raised.
@@ -81,55 +73,36 @@ class Match:
 
     @property
     def best(self) -> Candidate:
-        """The first of all candidates."""
+        """The candidate nearest to the target, in tune if it has a pitch."""
         return self.candidates[0]
 
     @property
     def first(self) -> Candidate:
-        """The first of those that were proposed: where refining began."""
+        """The nearest of those that were proposed: where refining began."""
         return next(c for c in self.candidates if c.origin != "refined")
 
     def cents(self, candidate: Candidate | None = None) -> float | None:
         """How much higher than the target a candidate (default: the best) sounds; None if either is unpitched."""
-        pitch = (candidate or self.best).pitch
-        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch and self.pitch else None
-
-    def farness(self, candidate: Candidate) -> float:
-        """What ranks the nearest few of a pitched target: distance, and up to 1 each for tuning and for another key."""
-        if self.key is None:
-            return candidate.distance
-        cents = self.cents(candidate)
-        out_of_tune = 1.0 if cents is None else min(1.0, abs(cents) / 100)
-        return candidate.distance + out_of_tune + (candidate.note.pitch != self.key)
+        return (candidate or self.best).cents
 
     def add(self, found: Iterable[Candidate]) -> None:
-        """Rank more candidates by their distance among those that are there; the first `KEPT` stay."""
+        """Rank more candidates among those that are there; the nearest `KEPT` stay."""
         self.candidates = sorted([*self.candidates, *found], key=lambda c: c.distance)[:KEPT]
-
-    def tune(self) -> None:
-        """Rank the nearest few by their farness."""
-        self.candidates[:FEW] = sorted(self.candidates[:FEW], key=self.farness)
-
-    def prefer(self, refined: Candidate) -> None:
-        """Put a refined candidate first, for the one before, unless it is farther than the best."""
-        if self.farness(refined) < self.farness(self.best):
-            self.candidates = [refined, *(c for c in self.candidates if c.origin != "refined")]
 
     def how_to_play(self, candidate: Candidate | None = None) -> str:
         """Which key to press for a candidate (default: the best), and how well it is in tune then."""
         chosen = candidate or self.best
-        press = f"press {_named(chosen.note.pitch)}"
+        press = f"Press {_named(chosen.note.pitch)}"
         if self.key is None:
-            return f"The recording is unpitched: {press}."
+            return f"{press}; the recording is unpitched."
         if chosen.note.pitch != self.key:
             press += f" for the {_named(self.key)} that was recorded"
         cents = self.cents(chosen)
         if cents is None:
-            return f"{press[0].upper()}{press[1:]}; what sounds is unpitched."
-        off = (
-            f"{abs(cents):.0f} cents {'sharp' if cents > 0 else 'flat'}" if abs(cents) >= HEARD else "in tune"
-        )
-        return f"{press[0].upper()}{press[1:]}; {off}."
+            return f"{press}; what sounds is unpitched."
+        if abs(cents) < HEARD:
+            return f"{press}; in tune."
+        return f"{press}; {abs(cents):.0f} cents {'sharp' if cents > 0 else 'flat'}."
 
     def audio(self, candidate: Candidate | None = None) -> np.ndarray:
         """A candidate's render (default: the best's) at the target's RMS, `(channels, samples)`."""
@@ -259,9 +232,9 @@ def output_paths(
     return paths
 
 
-def at_key(synth: Synth, patch: Patch, note: Note, key: int) -> tuple[Patch, Note]:
-    """The same sound played with `key`; where the patch doesn't reach, octaves from it; else as it is."""
-    for octaves in (0, 1, -1, 2, -2):
+def at_key(synth: Synth, patch: Patch, note: Note, key: int | None) -> tuple[Patch, Note]:
+    """The same sound played with `key`; octaves from it where the patch doesn't reach; else, or for None, as it is."""
+    for octaves in (0, 1, -1, 2, -2) if key is not None else ():
         pitch = key + 12 * octaves
         moved = synth.transpose(patch, note.pitch - pitch) if 0 <= pitch <= 127 else None
         if moved is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import cma
@@ -21,10 +21,10 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.metrics import Distance
-from synthnb.pitch import find_pitch
-from synthnb.search.match import FEW, Candidate, Match, at_key
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import Candidate, Match, at_key
 from synthnb.sound import SAMPLE_RATE, check_sound
-from synthnb.space import Note, ParameterSpace, Patch, SpaceError
+from synthnb.space import ParameterSpace, SpaceError
 from synthnb.synths import Synth, open_space, open_synth
 
 if TYPE_CHECKING:  # workers import this module, and Lightning takes seconds
@@ -35,6 +35,7 @@ EDITS = 1  # of the best so far, drawn, rendered and ranked before it goes on
 FROM_NOISE = {"guidance": 3.0, "temperature": 0.6}  # how the flow is sampled without a source
 SIGMA = 0.06  # of the first CMA-ES steps, in quantiles
 POPULATION = 16
+FEW = 4  # candidates that are brought into key before the best is refined
 REMEMBERED = 32  # renders
 #: Peaks. The floor of spectrograms (power 1e-10) begins to hide the quiet cells of a sound that peaks under -40 dBFS,
 #: up to 2.5 dB on average at -50 and 11 at -60, so such a sound is raised to -6.
@@ -56,9 +57,9 @@ class Matcher:
         self.synth = open_synth(self.space)
         self.workers = joblib.cpu_count() if workers == -1 else workers
         self._task: tuple[str, Distance | None] = ("", None)  # the target that the workers know by that token
-        self._sounds = functools.lru_cache(REMEMBERED)(
-            lambda data, key: Sound(render(self.space, self.synth, np.frombuffer(data, np.float32), key))
-        )
+        # By a vector's bytes: with random phases a sound never comes twice, and the source of many edits is one.
+        self._sound = functools.lru_cache(REMEMBERED)(self._render)
+        self._mel = functools.lru_cache(1)(lambda *of: log_mel(torch.from_numpy(self._sound(*of))))
 
     def prepare_target(self, audio: np.ndarray) -> np.ndarray:
         """A sound `(channels, samples)` as the synth could make it: its channels and exactly the space's length.
@@ -91,7 +92,7 @@ class Matcher:
         self, mel: torch.Tensor, vector: np.ndarray, count: int, seed: int, key: int | None = None, **sampling
     ) -> np.ndarray:
         """`count` edits `(count, width)` of a patch that the flow draws; `sampling` goes to `FlowModel.sample`."""
-        source = self._heard(vector, key).mel
+        source = self._mel(vector.tobytes(), key)
         return self.model.sample(mel, count, (source[None], vector[None]), seed=seed, **sampling)
 
     def propose(
@@ -104,7 +105,7 @@ class Matcher:
         key: int | None = None,
         **sampling,
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """`count` candidates: a few to begin with, then edits of the best so far, again and again.
+        """`count` candidates: a few to begin with, these moved into key, then edits of the best so far, on and on.
 
         Args:
             edit: called with the target's `log_mel`, vector, count and seed; by default it is the flow that edits.
@@ -116,17 +117,30 @@ class Matcher:
         """
         edit = edit or functools.partial(self.edit, key=key, **sampling)
         mel = log_mel(torch.from_numpy(target))
+        origin = first = "noise" if self.model.library is None else "library"
         vectors = self.start(mel, min(FIRST, count), seed)
-        values = self.distances(distance, vectors, key)
-        yield "noise" if self.model.library is None else "library", vectors, values
-        best, nearest, done = vectors[values.argmin()], values.min(), len(vectors)
-        while done < count:
-            vectors = edit(mel, best, min(EDITS, count - done), seed + done)
+        best, nearest, done = vectors[0], np.inf, 0
+        while True:
             values = self.distances(distance, vectors, key)
-            yield "edit", vectors, values
+            yield origin, vectors, values
             done += len(vectors)
             if values.min() < nearest:
                 best, nearest = vectors[values.argmin()], values.min()
+            if done >= count:
+                return
+            moved = [] if key is None or origin != first else self.moves(vectors, distance)[: count - done]
+            if len(moved):
+                origin, vectors = "moved", moved
+            else:
+                origin, vectors = "edit", edit(mel, best, min(EDITS, count - done), seed + done)
+
+    def moves(self, vectors: Iterable[np.ndarray], target: TunedDistance) -> np.ndarray:
+        """Copies `(n, width)`, transposed to the target's key, of those that sound a semitone or more off it."""
+        moved = []
+        for vector in vectors:
+            off = round((target.cents(self._sound(vector.tobytes(), target.pitch.key)) or 0) / 100)
+            moved += [self.transpose(vector, -off)] if off else []
+        return np.array([vector for vector in moved if vector is not None])
 
     def transpose(self, vector: np.ndarray, semitones: int) -> np.ndarray | None:
         """A vector that sounds so much higher, by its note as far as that goes; None if the patch doesn't reach."""
@@ -142,7 +156,7 @@ class Matcher:
     def distances(self, target: Distance, vectors: np.ndarray, key: int | None = None) -> np.ndarray:
         """Render vectors `(n, width)` and measure them: float64 `(n,)`."""
         if self.workers == 1 or len(vectors) == 1:
-            return np.array([target(self._heard(vector, key).audio[None])[0] for vector in vectors])
+            return np.array([target(self._sound(vector.tobytes(), key)[None])[0] for vector in vectors])
         if self._task[1] is not target:
             self._task = (uuid.uuid4().hex, target)
         token, parts = self._task[0], np.array_split(vectors, min(self.workers, len(vectors)))
@@ -186,9 +200,8 @@ class Matcher:
             raise ValueError(f"candidates is {candidates} and seed {seed}; give 1 or more and 0 or more")
         start = time.perf_counter()
         target = self.prepare_target(audio)
-        distance = Distance(target)
-        match = Match(target, self.space, self.synth, find_pitch(target))
-        key, done = match.key, 0
+        distance = TunedDistance(target)
+        match, done = Match(target, self.space, self.synth, distance.pitch), 0
 
         def step(count: int) -> None:
             nonlocal done
@@ -199,44 +212,35 @@ class Matcher:
 
         def found(vector: np.ndarray, origin: str) -> Candidate:
             # What a worker rendered is rendered again, and ranked by that: with random phases no two are the same.
-            audio = self._heard(vector, key).audio
-            patch, note = played(self.space, self.synth, vector, key)
-            return Candidate(vector, patch, note, audio, float(distance(audio[None])[0]), origin)
+            audio, played = self._sound(vector.tobytes(), match.key), self.space.decode(vector)
+            patch, note = at_key(self.synth, *played, match.key)
+            value = float(distance(audio[None])[0])
+            return Candidate(vector, patch, note, audio, value, distance.cents(audio), origin)
 
         try:
-            for origin, vectors, _ in self.propose(target, distance, candidates, seed, key=key, **sampling):
+            for origin, vectors, _ in self.propose(
+                target, distance, candidates, seed, key=match.key, **sampling
+            ):
                 match.add(found(vector, origin) for vector in vectors)
                 step(len(vectors))
-            if key is not None:
-                vectors = self._moves(match)
+            if match.pitch:
+                vectors = self.moves([c.vector for c in match.candidates[:FEW]], distance)
                 match.add(found(vector, "moved") for vector in vectors)
-                match.tune()
                 step(len(vectors))
-            since, most = time.perf_counter(), distance.mss(match.first.audio[None])[0]
-            for vectors, values in self.refine(distance, match.first.vector, seconds, renders, seed, key):
+            since, most = time.perf_counter(), distance.mss(match.best.audio[None])[0]
+            for vectors, values in self.refine(
+                distance, match.best.vector, seconds, renders, seed, match.key
+            ):
                 match.refining = time.perf_counter() - since
-                if values.min() < match.farness(match.best):
+                if values.min() < match.best.distance:
                     better = found(vectors[values.argmin()], "refined")
-                    if distance.mss(better.audio[None])[0] <= most and match.farness(better) < match.farness(
-                        match.best
-                    ):
+                    if better.distance < match.best.distance and distance.mss(better.audio[None])[0] <= most:
                         match.candidates = [better, *(c for c in match.candidates if c.origin != "refined")]
                 step(len(vectors))
         except KeyboardInterrupt:
             if not match.candidates:
-                raise
+                raise KeyboardInterrupt("before the first candidates were ranked") from None
         return match
-
-    def _moves(self, match: Match) -> list[np.ndarray]:
-        """Transposed copies of the nearest few: to the target's pitch, and to an octave above and below."""
-        moved = []
-        for candidate in match.candidates[:FEW]:
-            off = round((match.cents(candidate) or 0) / 100)
-            for semitones in {-off, 12 - off, -12 - off} - {0}:
-                vector = self.transpose(candidate.vector, semitones)
-                if vector is not None:
-                    moved.append(vector)
-        return moved
 
     def refine(
         self,
@@ -252,11 +256,8 @@ class Matcher:
         It moves in quantiles, where every parameter has the same scale; categories stay, and with a `key` the note's
         pitch. Yields every population, vectors `(n, width)` and distances `(n,)`.
         """
-        free = [
-            p.name
-            for p in self.space
-            if p.kind != "categorical" and not (key is not None and p.name == "pitch")
-        ]
+        held = {"pitch"} if key is not None else set()
+        free = [p.name for p in self.space if p.kind != "categorical" and p.name not in held]
         columns = [self.space.columns[name].start for name in free]
         centre, rng = self.space.to_quantiles(vector), np.random.default_rng(seed)
         options = {
@@ -270,7 +271,7 @@ class Matcher:
         search = cma.CMAEvolutionStrategy(centre[columns].astype(float), SIGMA, options)
         deadline, done = time.perf_counter() + seconds, 0
         while not search.stop():
-            if time.perf_counter() >= deadline if renders is None else done + POPULATION > renders:
+            if (time.perf_counter() >= deadline) if renders is None else (done + POPULATION > renders):
                 return
             points = search.ask()
             quantiles = np.repeat(centre[None], len(points), axis=0)
@@ -281,30 +282,13 @@ class Matcher:
             done += len(vectors)
             yield vectors, values
 
-    def _heard(self, vector: np.ndarray, key: int | None) -> Sound:
-        return self._sounds(vector.astype(np.float32).tobytes(), key)
-
-
-class Sound:
-    """A render `(channels, samples)` and, once it is asked for, its `log_mel`."""
-
-    def __init__(self, audio: np.ndarray):
-        self.audio = audio
-
-    @functools.cached_property
-    def mel(self) -> torch.Tensor:
-        return log_mel(torch.from_numpy(self.audio))
-
-
-def played(space: ParameterSpace, synth: Synth, vector: np.ndarray, key: int | None) -> tuple[Patch, Note]:
-    """What a vector plays, see `at_key`; without a key it is what the space decodes."""
-    patch, note = space.decode(vector)
-    return (patch, note) if key is None else at_key(synth, patch, note, key)
+    def _render(self, data: bytes, key: int | None) -> np.ndarray:
+        return render(self.space, self.synth, np.frombuffer(data, np.float32), key)
 
 
 def render(space: ParameterSpace, synth: Synth, vector: np.ndarray, key: int | None = None) -> np.ndarray:
     """The sound of a vector, float32 `(channels, samples)`."""
-    return synth.render(*played(space, synth, vector, key), space.seconds)[: synth.channels]
+    return synth.render(*at_key(synth, *space.decode(vector), key), space.seconds)[: synth.channels]
 
 
 def score(

@@ -47,6 +47,8 @@ def parameter_faults(p: Parameter) -> Iterator[str]:
         yield f"kind {shown(p.kind)} is not continuous, integer or categorical"
     if not is_name(p.name) or not is_name(p.module) or not isinstance(p.key, str):
         yield f"its name, module {shown(p.module)} and key {shown(p.key)} must be texts, of up to 100 letters"
+    if not isinstance(p.choices, tuple):
+        yield f"choices is {shown(p.choices)}; a list, or a mapping to numbers, is needed"
     numbers = {f"the code of {choice}": code for choice, code in zip(p.choices, p.codes)}
     if p.kind != "categorical":
         numbers |= {"low": p.low, "high": p.high, "default": p.default}

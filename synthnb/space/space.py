@@ -24,7 +24,7 @@ import pandas as pd
 
 from synthnb.space.faults import space_faults
 from synthnb.space.parameter import NOTE_FIELDS, Note, Parameter, Patch, SpaceError
-from synthnb.space.text import from_row, from_yaml, to_row, to_yaml
+from synthnb.space.text import KEYS, OPTIONAL, from_row, from_yaml, to_row, to_yaml
 
 SPACES = Path(__file__).parent
 
@@ -98,24 +98,15 @@ class ParameterSpace:
             parameters=tuple(from_row(name, row) for name, row in data["parameters"].items()),
             note_fields=tuple(from_row(name, note[name], "note") for name in NOTE_FIELDS),
             velocity=note["velocity"],
-            **{key: data[key] for key in ("interchangeable", "plugin", "base") if data.get(key)},
+            **{key: data[key] for key in OPTIONAL if data.get(key)},
         )
 
     @functools.cached_property
     def text(self) -> str:
         """Its YAML, as datasets and checkpoints carry it: what it was read from, else written from its fields."""
         note = {p.name: to_row(p) for p in self.note_fields} | {"velocity": self.velocity}
-        return to_yaml(
-            {
-                "name": self.name,
-                "synth": self.synth,
-                "plugin": self.plugin,
-                "seconds": self.seconds,
-                "note": note,
-            }
-            | {"base": self.base, "parameters": {p.name: to_row(p) for p in self.parameters}}
-            | {"interchangeable": self.interchangeable}
-        )
+        fields = vars(self) | {"note": note, "parameters": {p.name: to_row(p) for p in self.parameters}}
+        return to_yaml({key: fields[key] for key in KEYS if fields[key] or key not in OPTIONAL})
 
     @functools.cached_property
     def columns(self) -> dict[str, slice]:

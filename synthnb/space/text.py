@@ -9,9 +9,8 @@ from synthnb.space.parameter import NOTE_FIELDS, Parameter, SpaceError
 
 LONGEST = 2_000_000  # letters; YAML takes up to 200 bytes of memory for each
 DEEPEST = 20  # levels; the parser crashes at some thousand
-NEEDED = ("name", "synth", "seconds", "note", "parameters")
-SECTIONS = ("note", "base", "parameters", "interchangeable")  # with a line for each entry
-KNOWN = (*NEEDED, "plugin", "base", "interchangeable")
+KEYS = ("name", "synth", "plugin", "seconds", "note", "base", "parameters", "interchangeable")
+OPTIONAL = ("plugin", "base", "interchangeable")
 ROW = ("key", "kind", "low", "high", "choices", "default", "module", "prior")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -31,7 +30,7 @@ def from_yaml(text: str) -> dict:
         raise
     except Exception as error:  # PyYAML lets through what its conversions raise
         raise SpaceError(" ".join(str(error).split())[:200]) from None
-    _need(data, "the file", NEEDED, KNOWN)
+    _need(data, "the file", [key for key in KEYS if key not in OPTIONAL], KEYS)
     _need(data["parameters"], "parameters")
     _need(data["note"], "note", note := (*NOTE_FIELDS, "velocity"), note)
     return data
@@ -41,9 +40,7 @@ def to_yaml(data: dict) -> str:
     """The text of such data; `from_yaml` gives it back."""
     lines = []
     for key, value in data.items():
-        if value in ("", {}):
-            continue
-        if key in SECTIONS:
+        if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {_flow(name)}: {_flow(row)}" for name, row in value.items())]
         else:
             lines.append(f"{key}: {_flow(value)}")
@@ -53,16 +50,12 @@ def to_yaml(data: dict) -> str:
 def from_row(name: object, row: object, module: str = "") -> Parameter:
     """A parameter of what its line holds, which may leave out the `module`. Raises `SpaceError`."""
     _need(row, where := f"parameter {shown(name)}", ("kind",), ROW)
-    if not isinstance(row.get("choices", []), list | dict):
-        raise SpaceError(
-            f"{where}: choices is {shown(row['choices'])}; a list is needed, or a mapping to numbers"
-        )
-    choices = row.get("choices")
-    row = {"module": module, "default": next(iter(choices)) if choices else row.get("low", 0.0), **row}
-    if choices:
+    row, choices = {"module": module, **row}, row.get("choices")
+    if isinstance(choices, list | dict) and choices:
         row["codes"] = tuple(choices.values()) if isinstance(choices, dict) else ()
         row["choices"] = tuple(_text(choice, where) for choice in choices)
-        row["default"] = _text(row["default"], where)
+        row["default"] = _text(row.get("default", row["choices"][0]), where)
+    row.setdefault("default", row.get("low", 0.0))
     return Parameter(name=name, **row)
 
 

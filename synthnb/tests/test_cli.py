@@ -143,7 +143,7 @@ def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
     assert "notes.txt: is not a sound file" in refused(capsys, "match", text, *arguments)
     assert "No such file" in refused(capsys, "match", tmp_path / "missing.wav", *arguments)
     missing = quick(tmp_path / "none.safetensors", tmp_path / "out")
-    assert "no checkpoint at" in refused(capsys, "match", sound, *missing)
+    assert "there are dexed" in refused(capsys, "match", sound, *missing)
     assert not (tmp_path / "out").exists()
     assert "notes.txt" in refused(
         capsys, "match", sound, *quick(checkpoint, text)
@@ -211,7 +211,7 @@ def test_info_describes_a_checkpoint(capsys, tmp_path, checkpoint):
     shutil.copy(checkpoint, broken := tmp_path / "broken.safetensors")
     broken.write_bytes(broken.read_bytes()[:100])
     assert "not a readable .safetensors" in refused(capsys, "info", broken)
-    assert "no checkpoint at" in refused(capsys, "info", "no-such-model")
+    assert "there are dexed" in refused(capsys, "info", "no-such-model")
 
 
 def test_space_lists_its_parameters(capsys):

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from synthnb.pitch import Pitch, find_pitch
 
 from synthnb.data.library import Library
 from synthnb.data.shards import open_split
 from synthnb.features import log_mel
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
-from synthnb.search.match import Candidate, Match, at_key, gain, output_paths
+from synthnb.pitch import Pitch, find_pitch
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import at_key, gain, output_paths
 from synthnb.search.matcher import Matcher
 from synthnb.sound import SAMPLE_RATE, UnusableSound
 from synthnb.space import Note
@@ -24,17 +25,11 @@ from synthnb.space import Note
 NOTE = Note(60, 100, 0.0, 0.4)
 
 
-def hear(patch, find):
-    """Have the search find pitches by that function."""
-    for module in ("match", "matcher"):
-        patch.setattr(f"synthnb.search.{module}.find_pitch", find)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def unpitched():
     """Nothing has a pitch, unless a test says otherwise."""
     with pytest.MonkeyPatch.context() as patch:
-        hear(patch, lambda audio: None)
+        patch.setattr("synthnb.search.distance.find_pitch", lambda audio: None)
         yield
 
 
@@ -383,15 +378,13 @@ def sine(hz):
     return 0.3 * np.sin(2 * np.pi * hz * np.arange(22_050) / SAMPLE_RATE, dtype=np.float32)[None]
 
 
+def noise():
+    return np.random.default_rng(0).normal(0, 0.1, (1, 22_050)).astype(np.float32)
+
+
 @pytest.fixture
 def pitched(monkeypatch):
-    hear(monkeypatch, find_pitch)
-
-
-def candidate(found, distance, hz, key=69, origin="edit"):
-    return Candidate(
-        found.best.vector, found.best.patch, NOTE._replace(pitch=key), sine(hz), distance, origin
-    )
+    monkeypatch.setattr("synthnb.search.distance.find_pitch", find_pitch)
 
 
 def test_a_patch_sounds_the_same_with_another_key(synth, patches):
@@ -438,35 +431,45 @@ def test_refining_holds_the_note_of_a_pitched_sound(matcher, target):
         assert (population[:, column] == start[column]).all() == kept
 
 
-def test_of_the_nearest_few_the_one_in_tune_wins(found, pitched):
-    flat, true, other = (
-        candidate(found, d, hz, key) for d, hz, key in ((0.5, 425, 69), (0.8, 440, 69), (0.4, 440, 81))
-    )
-    match = replace(found, target=sine(440), pitch=Pitch(440.0, 1.0), candidates=[])
-    match.add([flat, true, other])
-    match.tune()
-    assert match.candidates == [true, flat, other]
-    assert match.cents(flat) == pytest.approx(-60, abs=5)
-    assert [match.how_to_play(c) for c in (true, other)] == [
-        "Press A4 (69); in tune.",
-        "Press A5 (81) for the A4 (69) that was recorded; in tune.",
-    ]
-    assert "cents flat." in match.how_to_play(flat)
+def test_what_is_out_of_tune_is_farther_by_up_to_one(pitched):
+    plain, tuned = Distance(sine(440)), TunedDistance(sine(440))
+    renders = np.stack([sine(hz) for hz in (440, 432.446, 466, 220)] + [hiss := noise()])
+    assert tuned.pitch.key == 69
+    np.testing.assert_allclose(tuned(renders) - plain(renders), [0, 0.3, 1, 1, 1], atol=0.05)
+    assert [tuned.cents(x) for x in renders[[0, 3]]] == pytest.approx([0, -1200], abs=3)
+    assert tuned.cents(hiss) is None
+    np.testing.assert_array_equal(TunedDistance(hiss)(renders), Distance(hiss)(renders))
+
+
+def test_it_is_said_what_to_press(found):
+    match = replace(found, pitch=Pitch(440.0, 1.0))
+
+    def said(key, cents):
+        return match.how_to_play(replace(found.best, note=NOTE._replace(pitch=key), cents=cents))
+
+    assert said(69, 0.4) == "Press A4 (69); in tune."
+    assert said(69, -61.2) == "Press A4 (69); 61 cents flat."
+    assert said(81, 3.3) == "Press A5 (81) for the A4 (69) that was recorded; 3 cents sharp."
+    assert said(69, None) == "Press A4 (69); what sounds is unpitched."
 
 
 def test_what_is_unpitched_is_said_to_be(found):
     assert found.key is None and found.cents() is None
-    assert found.how_to_play().startswith("The recording is unpitched: press ")
+    assert found.how_to_play().endswith("; the recording is unpitched.")
 
 
 # --- what is ranked is what is kept -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mss", "origin"), [(1.9, "refined"), (2.1, "noise")])
-def test_what_is_refined_is_kept_only_if_its_mss_is_no_worse(matcher, target, monkeypatch, mss, origin):
-    better, measured = vectors(matcher, 1), iter([2.0, mss])  # first of what was proposed
-    monkeypatch.setattr(matcher, "refine", lambda *_: iter([(better, np.array([0.0]))]))
-    monkeypatch.setattr(Match, "farness", lambda _, c: -1.0 if c.origin == "refined" else c.distance)
+def test_what_is_refined_is_kept_only_if_its_mss_is_no_worse(
+    matcher, target, patches, monkeypatch, mss, origin
+):
+    better, measured = (
+        matcher.space.encode(patches[0][0], NOTE),
+        iter([2.0, mss]),
+    )  # the first is of what was proposed
+    monkeypatch.setattr(matcher, "refine", lambda *_: iter([(better[None], np.array([0.0]))]))
     monkeypatch.setattr(Distance, "mss", lambda *_: [next(measured)])
     assert matcher.match(target, 4, seconds=0, steps=1).best.origin == origin
 

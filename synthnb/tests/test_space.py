@@ -340,8 +340,8 @@ WRONG = [
     ("parameters:", "parameters:\n  pitch: {kind: continuous, module: a}", "parameter 'pitch' comes twice"),
     ("parameters:", "parameters:\n  velocity: {kind: continuous, module: a}", "parameter 'velocity' comes twice"),
     ("choices: [x, y, z], module", "choices: [on, off], module", "choice True is no text; write it in quotes"),
-    ("choices: [x, y, z], module", "choices: 5, module", "choices is 5; a list is needed"),
-    ("choices: [x, y, z], module", "choices: [], module", "at least two different choices"),
+    ("choices: [x, y, z], module", "choices: 5, module", "choices is 5; a list, or a mapping"),
+    ("choices: [x, y, z], module", "choices: [], module", r"choices is \[\]; a list"),
     ("high: 4,", "high: 1000000000,", "'integer_uniform': has 1,000,000,004 values"),
 ]  # fmt: skip
 

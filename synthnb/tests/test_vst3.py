@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from synthnb.space import Note, ParameterSpace, SpaceError
@@ -102,6 +103,13 @@ def test_presets_come_back_and_sound_the_same_in_a_fresh_plugin(jx10, patches, t
             assert read[name] == pytest.approx(patch[name], abs=1e-6)
         assert np.abs(fresh.render(read, note, 1.0) - jx10.render(patch, note, 1.0)).max() < 1e-3
     fresh.host.close()
+
+
+def test_a_bank_is_one_preset_and_nothing_is_known_of_its_pitch(jx10, patches, tmp_path):
+    patch = patches[0][0]
+    bank = jx10.save_bank(tmp_path / "a.vstpreset", [("x", patch)])
+    assert bank.read_bytes() == jx10.save_preset(tmp_path / "b.vstpreset", patch, "x").read_bytes()
+    assert (jx10.bank_size, jx10.transpose(patch, 0)) == (1, None)
 
 
 @pytest.mark.parametrize("content, message", [
@@ -212,6 +220,17 @@ def test_a_survey_finds_what_is_heard(jx10):
     audio = synth.render(space.default_patch, Note(60, 100, 0.0, 0.25), 0.5)
     synth.host.close()
     assert np.abs(audio).max() > 0.01
+
+
+def test_an_interrupted_survey_leaves_no_process_behind(jx10):
+    before = set(psutil.Process().children())
+
+    def interrupt(done: int, of: int):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        survey("mda JX10", seconds=0.2, progress=interrupt)
+    assert caught and set(psutil.Process().children()) == before
 
 
 def test_a_survey_of_what_will_not_be_found_again_stops_before_the_work(bundle, monkeypatch):

@@ -6,6 +6,7 @@ settings maps Surge's storage names to `value`, flags and `modrouting`; what it 
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from pathlib import Path
@@ -81,25 +82,23 @@ def parse_chunk(chunk: bytes, path: str | Path = "the patch") -> tuple[dict[str,
         root = ElementTree.fromstring(
             re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#x?[0-9a-fA-F]+;|<\?xml.*?\?>", "", text)
         )
-        settings = {
-            e.tag: {
-                **e.attrib,
-                "modrouting": {
-                    int(m.get("source")): float(m.get("depth")) for m in e if m.get("muted") != "1"
-                },
-            }
-            for e in root.find("parameters")
-        }
-        macros = {
-            FIRST_MACRO + int(m.get("i")): float(m.get("v")) for m in root.findall("customcontroller/entry")
-        }
-    except (
-        ElementTree.ParseError,
-        TypeError,
-        ValueError,
-    ) as error:  # an attribute is missing or is no number
+        settings = {}
+        for e in root.find("parameters"):
+            _number(e.get("value", "0"))
+            routes = {int(m.get("source")): _number(m.get("depth")) for m in e if m.get("muted") != "1"}
+            settings[e.tag] = {**e.attrib, "modrouting": routes}
+        entries = root.findall("customcontroller/entry")
+        macros = {FIRST_MACRO + int(m.get("i")): _number(m.get("v")) for m in entries}
+    except (ElementTree.ParseError, TypeError, ValueError) as error:  # what is missing is no number either
         raise PresetError(f"{path}: its patch is damaged ({error})") from None
     return settings, macros
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"'{text}' is no value")
+    return number
 
 
 def write_chunk(settings: dict[str, dict], name: str) -> bytes:

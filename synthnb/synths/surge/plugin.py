@@ -127,7 +127,7 @@ class SurgeXT(VST3):
     def transpose(self, patch: Patch, semitones: int) -> Patch | None:
         """The same sound, so many semitones higher: by the scene's octave and pitch, else by those of each oscillator.
 
-        None if their ranges end before.
+        None if their ranges end before. It is what a higher key plays, but for rounding: exact in most patches.
         """
         own = {place.target: place.parameter for place in self._places if place.source is None}
         units = ["a"] if own.keys() & {"a_octave", "a_pitch"} else ["a_osc1", "a_osc2", "a_osc3"]

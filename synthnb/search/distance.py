@@ -1,0 +1,35 @@
+"""What a listener would mind, in units: how far a render is from its target, and out of tune with it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from synthnb.metrics import Distance
+from synthnb.pitch import find_pitch
+
+
+class TunedDistance(Distance):
+    """`Distance`, and for a pitched target up to 1 more: 0.01 for each cent that a render is out of tune with it.
+
+    Attributes:
+        pitch: of the target; None if it is unpitched.
+    """
+
+    def __init__(self, target: np.ndarray):
+        super().__init__(target)
+        self.pitch = find_pitch(target)
+
+    def __call__(self, renders: np.ndarray) -> np.ndarray:
+        """Of renders `(batch, channels, samples)`: float64 `(batch,)`, 0 or more."""
+        values = super().__call__(renders)
+        if self.pitch:
+            cents = [self.cents(render) for render in renders]
+            values += [1.0 if c is None else min(1.0, abs(c) / 100) for c in cents]
+        return values
+
+    def cents(self, render: np.ndarray) -> float | None:
+        """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""
+        pitch = self.pitch and find_pitch(render)
+        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else None

@@ -19,8 +19,8 @@ ARGS ?=
 # Where else pip may look. On Linux without an NVIDIA card, PyTorch's index of CPU builds saves gigabytes.
 INDEX ?=
 
-# Tests side by side, one core each.
-PARALLEL = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4
+# Test files side by side, one core each. Notebooks go one after the other: some use what others leave.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
@@ -31,7 +31,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 .PHONY: lint format lock wheel clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
 
@@ -59,11 +59,11 @@ demo: setup ## match a real recording: outputs/demo/ gets the preset, both sound
 	@echo "See outputs/demo/: $$(ls -m outputs/demo | tr -d '\n')"
 
 test: setup ## run the quick tests, then every notebook from top to bottom
-	@$(PARALLEL) synthnb/tests
-	@$(PARALLEL) --dist loadfile --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+	@$(PYTEST) synthnb/tests
+	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 test-release: setup ## what a release must hold: README's snippets run, the wheel works, matches come as close as ever
-	@$(PARALLEL) -m release synthnb/tests/test_release.py
+	@$(PY) -m pytest -m release synthnb/tests/test_release.py
 
 test-slow: setup ## run the tests that take minutes
 	@$(PY) -m pytest -m slow synthnb/tests

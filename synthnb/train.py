@@ -241,7 +241,7 @@ def train(
     done = _steps_done(last, began) if last.is_file() else 0
     data = ClipData(folder, training.batch_size, training.workers, training.seed, done)
     if data.seeded:
-        Library.build(folder, workers=1, most=16)  # can it be made? Better to know it now
+        Library.check(folder)  # can it be made? Better to know it now
     weights = torch.ones(data.space.width)
     if data.audible is None:
         warnings.warn("the dataset does not say what is audible; all parameters weigh the same", stacklevel=2)
@@ -309,10 +309,11 @@ def train(
 
 
 def _fingerprint(folder: str | Path) -> str:
-    """Of a dataset's space and first training clip; a folder that is being filled keeps both."""
+    """Of what a dataset's clips depend on, where it says so, else of the first; a folder being filled keeps it."""
     with open_split(Path(folder) / "train.h5") as file:
-        text = str(file.attrs.get("space", "")).encode()
-        return hashlib.sha256(text + file["param_array"][0].tobytes()).hexdigest()[:16]
+        drawn = [str(file.attrs.get(name)) for name in ("space", "seed", "edits", "loudness_floor")]
+        first = b"" if "seed" in file.attrs else file["param_array"][0].tobytes()
+        return hashlib.sha256("\n".join(drawn).encode() + first).hexdigest()[:16]
 
 
 def _read_state(last: Path) -> dict:

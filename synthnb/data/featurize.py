@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from synthnb.data.draw import render
 from synthnb.data.shards import (
     SPLITS,
+    Column,
     DatasetError,
     fields_of,
     find_source,
-    open_split,
     read_pieces,
-    sweep,
-    write_stats,
-    write_virtual,
+    reading,
+    reading_split,
 )
+from synthnb.data.splits import sweep, write_stats, write_virtual
 from synthnb.features import log_mel
 from synthnb.features.latents import Music2Latent
 from synthnb.synths import open_space
@@ -75,7 +76,7 @@ def add_features(
     pieces = {}  # of each split, with paths from the folder, so that it can be moved
     for path in (folder / f"{split}.h5" for split in SPLITS):
         if path.stem == "train" or path.exists():
-            with open_split(path) as file:
+            with reading_split(path) as file:
                 pieces[path] = [
                     piece._replace(file=os.path.relpath(find_source(path, piece.file), folder))
                     for piece in read_pieces(file)
@@ -87,7 +88,7 @@ def add_features(
     sweep(folder)
     lengths, origins = {}, {}
     for shard in shards:
-        with open_split(shard) as file:
+        with reading_split(shard) as file:
             lengths[shard] = len(file["param_array"])
             if name in file:
                 origins[shard] = file[name].attrs.get("origin", "unknown weights")
@@ -103,14 +104,14 @@ def add_features(
             for shard in todo:
                 for clips in _add_column(shard, name, compute, origin, batch, workers):
                     bar.update(clips)
-    with h5py.File(shards[0], "r") as file:
+    with reading(shards[0]) as file:
         column = fields_of(file)[name]
     for path, found in pieces.items():
-        with h5py.File(path, "r") as file:
+        with reading(path) as file:
             fields, attributes = fields_of(file), dict(file.attrs)
         if name not in fields:
             write_virtual(path, fields | {name: column}, found, attributes)
-    if name == "mel_spec" and not (folder / "stats.npz").is_file():
+    if name == "mel_spec" and (todo or not (folder / "stats.npz").is_file()):
         write_stats(folder)
     return folder
 
@@ -131,17 +132,17 @@ def _add_column(
     try:
         shutil.copy(path, aside)
         with h5py.File(aside, "r+") as file:
-            first, column = 0, None
+            column = None
             for audio in _audio(file, path, batch, workers):
                 values = compute(torch.from_numpy(audio)).half().cpu().numpy()
-                if column is None:
-                    shape = (len(file["param_array"]), *values.shape[1:])
-                    column = file.create_dataset(name, shape, values.dtype)
-                    if origin:
-                        column.attrs["origin"] = origin
-                column[first : first + len(values)] = values
-                first += len(values)
+                column = column or Column(
+                    file, name, len(file["param_array"]), values.shape[1:], values.dtype
+                )
+                column.append(values)
                 yield len(values)
+            column.finish()
+            if origin:
+                column.dataset.attrs["origin"] = origin
         with open(aside, "rb") as written:  # a power cut must not cost the shard whose place it takes
             os.fsync(written.fileno())
         aside.replace(path)
@@ -159,10 +160,15 @@ def _audio(file: h5py.File, path: Path, batch: int, workers: int) -> Iterator[np
     if "space" not in file.attrs:
         raise DatasetError(f"{path} has neither audio nor the space that it could be rendered with")
     vectors = file["param_array"][:]
-    pool = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1)
-    yield from pool(joblib.delayed(_render)(file.attrs["space"], vectors[i : i + batch]) for i in starts)
+    at_once = 2 * joblib.effective_n_jobs(workers)  # no more, for they would all wait in memory
+    with joblib.Parallel(n_jobs=workers, return_as="generator", batch_size=1) as pool:
+        for first in range(0, len(starts), at_once):
+            some = starts[first : first + at_once]
+            yield from pool(
+                joblib.delayed(_render)(file.attrs["space"], vectors[i : i + batch]) for i in some
+            )
 
 
 def _render(text: str, vectors: np.ndarray) -> np.ndarray:
     space, synth = open_space(text)
-    return np.stack([synth.render(*space.decode(v), space.seconds)[: synth.channels] for v in vectors])
+    return np.stack([render(synth, *space.decode(v), space.seconds) for v in vectors])

@@ -8,7 +8,6 @@ drawn again and noted in the shard's attribute `skipped`.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -17,32 +16,30 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import h5py
-import joblib
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from synthnb import __version__
+from synthnb.data.audibility import audibility
 from synthnb.data.draw import sample_clips
+from synthnb.data.pool import each
 from synthnb.data.shards import (
     SPLITS,
-    UNREADABLE,
     Column,
+    DamagedFile,
     DatasetError,
     pack,
     read_pieces,
+    reading,
     shard_lengths,
     shard_path,
-    sweep,
-    write_splits,
-    write_stats,
 )
+from synthnb.data.splits import sweep, write_splits, write_stats
 from synthnb.features import coarse, log_mel
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
@@ -52,7 +49,7 @@ CLIPS_PER_BATCH = 32  # drawn, turned into features and written together
 TRAIN, VAL, TEST = 1000, 100, 100  # clips, where nothing else is said
 KEEP = ("audio", "mel", "compact")
 SPARE = 8 << 20  # bytes that stay free on the disk
-DEATHS = 5  # of workers in a row, without a shard between them, before generating gives up
+AUDIBLE_PATCHES, AUDIBLE_COST = 40, 10  # the second: renders of a dataset for every one that measures
 EVERY = 30.0  # seconds between two looks at what the splits can show
 
 
@@ -78,18 +75,24 @@ class Recipe:
     edits: int = 1
 
 
-def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> Path:
-    """Render one shard of `length` clips. It has its final name only when it is complete. Raises `OSError`."""
+def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> None:
+    """Render one shard of `length` clips. It has its final name only when it is complete.
+
+    Raises `DatasetError` on a full disk.
+    """
     space, synth = open_space(recipe.space)
     path = shard_path(folder, index)
     aside = path.with_suffix(f".partial-{os.getpid()}")
     try:
         _write_shard(aside, space, synth, recipe, index * recipe.shard_size, length)
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)  # a full disk needs the room
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise DatasetError(
+                f"the disk of {folder} is full; what is complete stays, and with more room it goes on"
+            ) from error
         raise
-    return path
 
 
 def _write_shard(
@@ -159,13 +162,13 @@ def missing_shards(folder: Path, recipe: Recipe, clips: int) -> list[tuple[int, 
             missing.append((index, length))
             continue
         try:
-            with h5py.File(path, "r") as file:
+            with reading(path) as file:
                 attributes, clips_in_it = dict(file.attrs), len(file["param_array"])
-        except UNREADABLE:  # damaged; it is rendered again
+        except DamagedFile:  # it is rendered again
             missing.append((index, length))
             continue
         for name, value in asdict(recipe).items():
-            if attributes.get(name) != value:
+            if str(attributes.get(name)) != str(value):
                 old, new = (attributes.get(name), value) if name != "space" else ("another", "this one")
                 raise DatasetError(f"{path} was made with {name} = {old}, not {new}; use an empty folder")
         if clips_in_it != length:  # the last shard of a smaller dataset that now grows
@@ -187,6 +190,7 @@ def generate(
     workers: int | str = -1,
     progress: bool = True,
     part: tuple[int, int] = (1, 1),
+    audible_patches: int = AUDIBLE_PATCHES,
 ) -> Path:
     """Render a dataset of `train + val + test` clips into `folder`, or finish one that was interrupted.
 
@@ -197,9 +201,11 @@ def generate(
         train, val, test, seed, loudness_floor, keep, shard_size, edits: see `Recipe`.
         workers: processes, each with a synth of its own; -1 takes all cores. Or the address of a dask scheduler
             (`tcp://host:8786`), whose workers see `folder` by the same path.
-        progress: show a bar that counts clips.
+        progress: show bars that count patches and clips.
         part: `(k, n)` renders the k-th of n equal parts, so that n machines fill one folder, or folders whose shards
             are then put together; who finds all shards there writes the statistics.
+        audible_patches: on which it is measured how audible each parameter is, for a training to weight it by; fewer
+            in a small dataset, of whose time it takes at most a tenth, and none in a tiny one.
 
     Returns:
         The folder.
@@ -224,23 +230,64 @@ def generate(
         for leftover in folder.glob(f"{shard_path(folder, index).stem}.partial-*"):
             leftover.unlink()
     sweep(folder)
+    patches = min(audible_patches, int(clips / (AUDIBLE_COST * len(list(space)))))
+    audible = _read_audible(folder, recipe, patches)
+    if own == 1 and not audible:
+        audible = _measure_audible(space, recipe, patches, workers, progress)
+
+    def show() -> None:
+        write_splits(folder, lengths, splits, **(audible or _read_audible(folder, recipe, patches)))
+
     if todo:
-        write_splits(folder, lengths, splits)
-    written, count = time.monotonic(), sum(lengths[own - 1 :: parts])
+        show()
+    shown, count = time.monotonic(), sum(lengths[own - 1 :: parts])
+    jobs = {shard: (folder, recipe, *shard) for shard in todo}
     with tqdm(total=count, initial=count - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
-        for length in _render_shards(folder, recipe, todo, workers):
+        for (_, length), _ in each(write_shard, jobs, workers):
             bar.update(length)
-            if time.monotonic() - written > EVERY:
-                write_splits(folder, lengths, splits)
-                written = time.monotonic()
-    complete = not (parts > 1 and missing_shards(folder, recipe, clips))
-    if complete and stats.is_file() and _splits_are(folder, splits):
-        return folder
-    stats.unlink(missing_ok=True)
-    write_splits(folder, lengths, splits)
-    if complete:
-        write_stats(folder)
+            if time.monotonic() - shown > EVERY:
+                show()
+                shown = time.monotonic()
+    complete = parts == 1 or not missing_shards(folder, recipe, clips)
+    if complete and not (audible := audible or _read_audible(folder, recipe, patches)):
+        audible = _measure_audible(space, recipe, patches, workers, progress)
+    if not (complete and stats.is_file() and _splits_are(folder, splits, audible)):
+        stats.unlink(missing_ok=True)
+        show()
+        if complete:
+            write_stats(folder)
     return folder
+
+
+def _measure_audible(
+    space: ParameterSpace, recipe: Recipe, patches: int, workers: int | str, progress: bool
+) -> dict:
+    if not patches:
+        return {}
+    measured = audibility(space, patches, recipe.seed, recipe.loudness_floor, workers, progress)
+    return {"audible": measured.to_numpy(np.float32), "audible_patches": patches}
+
+
+def _read_audible(folder: Path, recipe: Recipe, patches: int) -> dict:
+    """What was measured before, on as many patches or more."""
+    attributes = _attributes(folder / "train.h5")
+    for name in ("space", "seed", "loudness_floor"):
+        if str(attributes.get(name)) != str(getattr(recipe, name)):
+            return {}
+    if attributes.get("audible_patches", 0) < patches:
+        return {}
+    return {name: attributes[name] for name in ("audible", "audible_patches") if name in attributes}
+
+
+def _attributes(split: Path) -> dict:
+    """Of a split, and the number of its clips; nothing of one that is not there or damaged, and is made again."""
+    if not split.is_file():
+        return {}
+    try:
+        with reading(split) as file:
+            return {**file.attrs, "clips": len(file["param_array"])}
+    except DamagedFile:
+        return {}
 
 
 def _refuse_impossible(
@@ -255,6 +302,8 @@ def _refuse_impossible(
         raise DatasetError(
             f"{splits} clips with {recipe.edits} edits each: all must be multiples of {family}"
         )
+    if recipe.shard_size % family:
+        raise DatasetError(f"shards of {recipe.shard_size} clips: whole families of {family} are needed")
     if recipe.keep not in KEEP:
         raise DatasetError(f"keep {recipe.keep}: it is one of {', '.join(KEEP)}")
     if recipe.seed < 0:
@@ -268,12 +317,12 @@ def _refuse_impossible(
 def _refuse_other_splits(folder: Path) -> None:
     """Raise `DatasetError` if a split shows clips that `generate` did not render here: it would be overwritten."""
     for path in (folder / f"{split}.h5" for split in SPLITS):
+        if not path.is_file():
+            continue
         try:
-            with h5py.File(path, "r") as file:
+            with reading(path) as file:
                 files = [piece.file for piece in read_pieces(file)]
-        except DatasetError:
-            raise
-        except UNREADABLE:  # not there yet, or damaged; it is made again
+        except DamagedFile:  # it is made again
             continue
         for name in files:
             if not re.fullmatch(r"shard-\d{5,}\.h5", name):
@@ -283,69 +332,9 @@ def _refuse_other_splits(folder: Path) -> None:
                 )
 
 
-def _render_shards(
-    folder: Path, recipe: Recipe, todo: list[tuple[int, int]], workers: int | str
-) -> Iterator[int]:
-    """Render shards in parallel, and once more those that a dying worker has left; yields their lengths."""
-
-    def one(index: int, length: int) -> int:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # workers share the cores; a single worker is this process
-        try:
-            write_shard(folder, recipe, index, length)
-        except OSError as error:
-            raise _in_words(folder, error) from error
-        finally:
-            torch.set_num_threads(threads)
-        return index
-
-    lengths, deaths = dict(todo), 0
-    with _backend(workers) as (jobs, died):
-        while lengths:
-            pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-            try:
-                for index in pool(joblib.delayed(one)(*shard) for shard in list(lengths.items())):
-                    deaths = 0
-                    yield lengths.pop(index)
-            except died as error:
-                deaths += 1
-                if deaths == DEATHS:
-                    raise DatasetError(
-                        f"workers died {DEATHS} times in a row ({str(error).splitlines()[0]}); is there memory for "
-                        f"{jobs} of them? What is complete in {folder} stays"
-                    ) from error
-
-
-@contextlib.contextmanager
-def _backend(workers: int | str) -> Iterator[tuple[int, tuple[type[Exception], ...]]]:
-    """How joblib runs jobs: how many at a time, and what is raised when a worker dies."""
-    if not isinstance(workers, str):
-        yield workers, (BrokenProcessPool,)
-        return
-    import distributed
-
-    try:
-        client = distributed.Client(workers, timeout=30)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"no dask scheduler answers at {workers}: {error}") from error
-    with client, joblib.parallel_config("dask"):
-        yield -1, (distributed.KilledWorker, distributed.comm.CommClosedError)
-
-
-def _in_words(folder: Path, error: OSError) -> Exception:
-    if error.errno != errno.ENOSPC:
-        return error
-    return DatasetError(
-        f"the disk of {folder} is full; what is complete stays, and with more room it goes on"
+def _splits_are(folder: Path, splits: dict[str, int], attributes: dict) -> bool:
+    found = {split: _attributes(folder / f"{split}.h5") for split in splits}
+    return all(
+        found[split].get("clips") == count and attributes.keys() <= found[split].keys()
+        for split, count in splits.items()
     )
-
-
-def _splits_are(folder: Path, splits: dict[str, int]) -> bool:
-    try:
-        for split, count in splits.items():
-            with h5py.File(folder / f"{split}.h5", "r") as file:
-                if len(file["param_array"]) != count:
-                    return False
-    except UNREADABLE:
-        return False
-    return True

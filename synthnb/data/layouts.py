@@ -9,6 +9,7 @@ generator there writes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -17,18 +18,16 @@ import h5py
 import numpy as np
 
 from synthnb.data.shards import (
-    SPLITS,
     DatasetError,
     Piece,
     fields_of,
     find_source,
-    open_split,
     read_pieces,
     read_space,
+    reading_split,
     shard_path,
-    write_stats,
-    write_virtual,
 )
+from synthnb.data.splits import write_stats, write_virtual
 
 SHARD = 10_000  # clips, as there
 CHUNK = 64  # clips copied at once
@@ -57,10 +56,13 @@ def write_subset(
         DatasetError: `folder` is incomplete, `out` is not empty, or that many clips or parts of families are not there.
     """
     folder, out = Path(folder), Path(out)
-    files = {split: open_split(folder / f"{split}.h5") for split in SPLITS}
-    try:
-        train = files["train"]
-        total, family = len(train["param_array"]), 1 + int(train.attrs.get("edits", 0))
+    with contextlib.ExitStack() as stack:
+        files = {
+            split: stack.enter_context(reading_split(folder / f"{split}.h5"))
+            for split in ("train", "val", "test")
+        }
+        train, counts = files["train"], {split: len(file["param_array"]) for split, file in files.items()}
+        total, family = counts["train"], 1 + int(train.attrs.get("edits", 0))
         if not 0 < clips <= total or clips % family:
             raise DatasetError(
                 f"{clips} clips of {folder}: 1 to {total} are there"
@@ -69,23 +71,11 @@ def write_subset(
         found = read_space(train, space)
         make_empty(out)
         first = family * int(np.random.default_rng(seed).integers((total - clips) // family + 1))
-        before = sum(len(files[split]["param_array"]) for split in ("val", "test"))
-        counts = {split: len(file["param_array"]) for split, file in files.items()} | {"train": clips}
-        first_clip = int(train.attrs.get("first_clip", before)) + first
+        says = {"space": found.text, "space_name": found.name, **counts, "train": clips}
         for split, file in files.items():
-            low, high = (first, first + clips) if split == "train" else (0, len(file["param_array"]))
-            attributes = {
-                **file.attrs,
-                "space": found.text,
-                "space_name": found.name,
-                "first_clip": first_clip,
-                **counts,
-            }
+            low, high = (first, first + clips) if split == "train" else (0, counts[split])
             pieces = _between(read_pieces(file), low, high, folder, out)
-            write_virtual(out / f"{split}.h5", fields_of(file), pieces, attributes)
-    finally:
-        for file in files.values():
-            file.close()
+            write_virtual(out / f"{split}.h5", fields_of(file), pieces, {**file.attrs, **says})
     write_stats(out)
     return out
 
@@ -118,7 +108,7 @@ def export(folder: str | Path, out: str | Path) -> Path:
     Raises `DatasetError` if the dataset is incomplete or has no audio, or if `out` is not empty.
     """
     folder, out = Path(folder), Path(out)
-    with open_split(folder / "train.h5") as file:
+    with reading_split(folder / "train.h5") as file:
         if "audio" not in file:
             raise DatasetError(f"{folder} has no audio, which the loaders need; generate it with audio")
     stats = folder / "stats.npz"
@@ -129,7 +119,7 @@ def export(folder: str | Path, out: str | Path) -> Path:
     make_empty(out)
     index = 0
     for split in ("train", "val", "test"):
-        with open_split(folder / f"{split}.h5") as file:
+        with reading_split(folder / f"{split}.h5") as file:
             pieces, clips = [], len(file["param_array"])
             for first in range(0, clips, SHARD):
                 count = min(SHARD, clips - first)

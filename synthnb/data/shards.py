@@ -17,27 +17,36 @@ have float32 spectrograms, Blosc2 compression, splits of whole shards, and no at
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib
-import secrets
+import math
+import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from synthnb.space import ParameterSpace
+from synthnb.space import ParameterSpace, SpaceError
 
 FIELDS = ("audio", "mel_spec", "music2latent", "coarse", "param_array", "attempts")
 SPLITS = ("val", "test", "train")  # in the order of the clips: a dataset can grow and keep its test clips
 LOWEST, STEP = -80.0, 80 / 255  # dB, of `coarse`
-UNREADABLE = (OSError, RuntimeError, KeyError, ValueError)  # what h5py raises on damaged files
+LARGEST = 1 << 30  # bytes of a clip; what claims to be larger is damaged
 
 
 class DatasetError(RuntimeError):
-    """A dataset folder that is missing, incomplete or made otherwise; the message says what and what to do."""
+    """A dataset that is missing, incomplete, made otherwise or out of reach; the message says what and what to do."""
+
+
+class DamagedFile(DatasetError):
+    """A file that does not hold what it should; making or getting it again mends that."""
+
+
+class UnreachableFile(DatasetError):
+    """A file that may be sound, but can't be read now: its rights, another program's lock, the disk."""
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -52,7 +61,7 @@ def shard_lengths(clips: int, shard_size: int) -> list[int]:
 
 def pack(coarse: np.ndarray) -> np.ndarray:
     """Spectrograms in [-80, 0] dB as uint8, in steps of 80 / 255 dB, about a third of one."""
-    return np.rint((coarse - LOWEST) / STEP).astype(np.uint8)
+    return np.rint((coarse - LOWEST) / STEP).clip(0, 255).astype(np.uint8)
 
 
 def unpack(codes: np.ndarray) -> np.ndarray:
@@ -88,103 +97,66 @@ class Piece(NamedTuple):
     count: int
 
 
-def write_virtual(
-    path: Path, fields: dict[str, tuple[tuple[int, ...], np.dtype]], pieces: list[Piece], attributes: dict
-) -> None:
-    """Write an HDF5 file, whole or not at all, whose `fields` (a clip's shape and type) are the rows of `pieces`."""
-    count = sum(piece.count for piece in pieces)
-    aside = path.with_suffix(f".partial-{secrets.token_hex(4)}")  # others may be writing the same file
-    with h5py.File(aside, "w") as file:
-        file.attrs.update(attributes)
-        for name, (shape, dtype) in fields.items():
-            layout = h5py.VirtualLayout((count, *shape), dtype)
-            at = 0
-            for piece in pieces:
-                source = h5py.VirtualSource(piece.file, name, (piece.length, *shape), dtype)
-                layout[at : at + piece.count] = source[piece.first : piece.first + piece.count]
-                at += piece.count
-            file.create_virtual_dataset(name, layout)
-    aside.replace(path)
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[h5py.File]:
+    """Open a shard or a split. Whatever goes wrong in reading it becomes a `DatasetError`.
 
-
-def sweep(folder: Path) -> None:
-    """Delete what a killed run left of virtual files and statistics."""
-    for name in (*SPLITS, "stats"):
-        for leftover in folder.glob(f"{name}.partial-*"):
-            leftover.unlink(missing_ok=True)
-
-
-def read_pieces(file: h5py.File) -> list[Piece]:
-    """What an open split is made of, in order; of a file that holds its clips itself, that file.
-
-    Raises `DatasetError` if it is not whole ranges of rows, one after the other.
+    That is a `DamagedFile` or an `UnreachableFile`.
     """
-    vectors = file["param_array"]
-    if not vectors.is_virtual:
-        return [Piece(Path(file.filename).name, len(vectors), 0, len(vectors))] if len(vectors) else []
-    found, at = [], 0
-    for source in sorted(vectors.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
-        (start, *_), (last, *_) = source.vspace.get_select_bounds()
-        count = source.vspace.get_select_npoints() // vectors.shape[1]
-        first, stop, length = 0, count, count
-        if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
-            (first, *_), (final, *_) = source.src_space.get_select_bounds()
-            stop, length = final + 1, source.src_space.shape[0]
-        if (start, last + 1, stop) != (at, at + count, first + count):
-            raise DatasetError(f"{file.filename} takes every so many rows of its shards; join whole ranges")
-        found.append(Piece(source.file_name, length, first, count))
-        at += count
-    return found
-
-
-def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """The shape of a clip and the type of each of `FIELDS` that a file has."""
-    return {name: (file[name].shape[1:], file[name].dtype) for name in FIELDS if name in file}
-
-
-def write_splits(folder: Path, lengths: list[int], splits: dict[str, int], **attributes) -> None:
-    """Write `val.h5`, `test.h5`, `train.h5`: virtual datasets over those shards of the given `lengths` that are there.
-
-    `splits` says how many clips each takes in the end, in the order of `SPLITS`, from the first clip on; `val.h5` and
-    `test.h5` are written once they have all. A field that one of the shards lacks (a feature was added, then the
-    dataset grew) is left out: HDF5 would read zeros there. Nothing is written as long as there is no shard.
-    """
-    shards, there = {}, {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.h5")}
-    for index, length in enumerate(lengths):
-        path = shard_path(folder, index)
-        if path.name in there and (found := _read_shape(path, there[path.name])) and found[0] == length:
-            shards[index] = found
-    if not shards:
-        return
-    everywhere = set.intersection(*(set(fields) for _, fields in shards.values()))
-    with h5py.File(shard_path(folder, min(shards)), "r") as shard:
-        fields = {name: field for name, field in fields_of(shard).items() if name in everywhere}
-        attributes = {**shard.attrs, **splits, **attributes}
-    first, starts = 0, np.cumsum([0, *lengths])
-    for split, count in splits.items():
-        pieces = []
-        for index in shards:
-            start, stop = starts[index], starts[index + 1]
-            low, high = max(first, start), min(first + count, stop)
-            if low < high:
-                pieces.append(
-                    Piece(shard_path(folder, index).name, lengths[index], int(low - start), int(high - low))
-                )
-        first += count
-        if split == "train" or sum(piece.count for piece in pieces) == count:
-            write_virtual(folder / f"{split}.h5", fields, pieces, attributes)
-        else:
-            (folder / f"{split}.h5").unlink(missing_ok=True)  # of a dataset that was to have fewer
-
-
-@functools.lru_cache(100_000)
-def _read_shape(path: Path, _: int) -> tuple[int, dict] | None:
-    """Clips and fields of a shard as of that time; None if it can't be read, and is made again."""
     try:
         with h5py.File(path, "r") as file:
-            return len(file["param_array"]), fields_of(file)
-    except UNREADABLE:
-        return None
+            yield file
+    except (DatasetError, SpaceError):
+        raise
+    except Exception as error:  # on damaged files HDF5 and h5py raise a dozen kinds
+        raise in_words(path, error) from error
+
+
+def in_words(path: str | Path, error: Exception) -> DatasetError:
+    """What to tell of an error of HDF5."""
+    if code := getattr(error, "errno", None):
+        return UnreachableFile(
+            f"{path} can't be read now: {os.strerror(code)}. It may be sound: close what else uses it, or look at its "
+            "rights and at the disk"
+        )
+    return DamagedFile(f"{path} is not a readable HDF5 file, cut short or damaged: {error}")
+
+
+@contextlib.contextmanager
+def reading_split(path: str | Path) -> Iterator[h5py.File]:
+    """`reading` of `train.h5`, `val.h5` or `test.h5`, once it is sure that HDF5 finds all that is behind it.
+
+    Raises `DatasetError` if the file or a shard behind it is missing, where HDF5 itself would silently read zeros, or
+    if it takes a decompressor that is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DatasetError(f"no dataset at {path}; render one with notebook 01_generate_data")
+    with reading(path) as file:
+        sources = {
+            source.file_name
+            for name in FIELDS
+            if name in file and file[name].is_virtual
+            for source in file[name].virtual_sources()
+        }
+        missing = sorted(name for name in sources if not find_source(path, name))
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise DatasetError(
+                f"{path} needs {missing[0]}{others}, not found from where it lies; put the shards back, or run the "
+                "command again that made the dataset"
+            )
+        for source in sorted(sources)[:1]:  # all were made alike
+            with reading(find_source(path, source)) as shard:
+                need_decompressors(shard)
+        need_decompressors(file)
+        yield file
+
+
+def open_split(path: str | Path) -> h5py.File:
+    """An open `train.h5`, `val.h5` or `test.h5`, to be closed again. Raises what `reading_split` does."""
+    with reading_split(path):
+        return h5py.File(path, "r")
 
 
 def find_source(path: Path, name: str) -> Path | None:
@@ -195,37 +167,59 @@ def find_source(path: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def open_split(path: str | Path) -> h5py.File:
-    """Open `train.h5`, `val.h5` or `test.h5` (or a plain shard) for reading.
+def read_pieces(file: h5py.File, name: str = "param_array") -> list[Piece]:
+    """What a field of an open split is made of, in order; of a file that holds its clips itself, that file.
 
-    Raises `DatasetError` if the file or a shard behind it is missing; HDF5 itself would silently read zeros. Also if it
-    takes a decompressor that is not installed.
+    Raises `DatasetError` if it is not whole ranges of rows, one after the other.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DatasetError(f"no dataset at {path}; render one with notebook 01_generate_data")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DatasetError(f"{path} is not a readable HDF5 file: {error}") from error
-    try:
-        with_sources = [file[name] for name in FIELDS if name in file and file[name].is_virtual]
-        sources = sorted({source.file_name for field in with_sources for source in field.virtual_sources()})
-        missing = [name for name in sources if not find_source(path, name)]
-        if missing:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise DatasetError(
-                f"{path} needs {missing[0]}{others}, not found from where it lies; put the shards back, or run the "
-                "command again that made the dataset"
-            )
-        for source in sources[:1]:  # all were made alike
-            with open_split(find_source(path, source)):
-                pass
-        need_decompressors(file)
-    except DatasetError:
-        file.close()
-        raise
-    return file
+    field = file[name]
+    if not field.is_virtual:
+        return [Piece(Path(file.filename).name, len(field), 0, len(field))] if len(field) else []
+    found, at = [], 0
+    for source in sorted(field.virtual_sources(), key=lambda source: source.vspace.get_select_bounds()[0]):
+        (start, *_), (last, *_) = source.vspace.get_select_bounds()
+        count = source.vspace.get_select_npoints() // math.prod(field.shape[1:])
+        first, stop, length = 0, count, count
+        if source.src_space.get_select_type() != h5py.h5s.SEL_ALL:  # which has neither bounds nor a length
+            (first, *_), (final, *_) = source.src_space.get_select_bounds()
+            stop, length = final + 1, source.src_space.shape[0]
+        if (start, last + 1, stop) != (at, at + count, first + count):
+            raise DatasetError(f"{file.filename} takes every so many rows of its shards; join whole ranges")
+        found.append(Piece(source.file_name, length, first, count))
+        at += count
+    if at != len(field):
+        raise DamagedFile(f"{file.filename} has {len(field)} rows in {name}, its shards give {at}")
+    return found
+
+
+def clips_in(shard: h5py.File, piece: Piece) -> int:
+    """How many clips an open shard holds. Raises `DamagedFile` if a split shows more."""
+    clips = len(shard["param_array"])
+    if piece.first + piece.count > clips:
+        raise DamagedFile(
+            f"{shard.filename} holds {clips} clips, not the {piece.first + piece.count} that a split shows; run the "
+            "command again that made the dataset"
+        )
+    return clips
+
+
+def clip_numbers(file: h5py.File) -> np.ndarray:
+    """Of each clip of an open split its number in the dataset that `generate` made, int64 `(n,)`."""
+    size, parts = int(file.attrs["shard_size"]), [np.empty(0, int)]
+    for piece in read_pieces(file):
+        parts.append(
+            int(Path(piece.file).stem.removeprefix("shard-")) * size + piece.first + np.arange(piece.count)
+        )
+    return np.concatenate(parts)
+
+
+def fields_of(file: h5py.File) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape of a clip and the type of each of `FIELDS` that a file has. Raises `DamagedFile` on absurd ones."""
+    fields = {name: (file[name].shape[1:], file[name].dtype) for name in FIELDS if name in file}
+    for name, (shape, dtype) in fields.items():
+        if math.prod(shape) * dtype.itemsize > LARGEST or dtype.kind not in "fiu":
+            raise DamagedFile(f"{file.filename} is damaged: {name} has clips of shape {shape}, type {dtype}")
+    return fields
 
 
 def need_decompressors(file: h5py.File) -> None:
@@ -251,7 +245,10 @@ def read_space(file: h5py.File, space: str | Path | None = None) -> ParameterSpa
     Raises `DatasetError` if neither does, or if its vectors have another length.
     """
     if "space" in file.attrs:
-        found = ParameterSpace.parse(file.attrs["space"], file.filename)
+        try:
+            found = ParameterSpace.parse(file.attrs["space"], file.filename)
+        except SpaceError as error:
+            raise DamagedFile(str(error)) from error
     elif space is None:
         raise DatasetError(
             f"{file.filename} does not say its space; give the name or .yaml file of one, such as surge_simple, "
@@ -273,40 +270,13 @@ def stream(path: str | Path, *names: str, chunk: int = 256) -> Iterator[tuple[np
     Shard by shard, in the memory of one chunk: of a virtual file HDF5 keeps 8 MB for every shard that it has read.
     """
     path = Path(path)
-    with open_split(path) as file:
+    with reading_split(path) as file:
         pieces = read_pieces(file)
-        if not len(file[names[0]]):
+        if not pieces:
             yield tuple(file[name][:0] for name in names)
     for piece in pieces:
-        with h5py.File(find_source(path, piece.file), "r") as shard:
+        with reading(find_source(path, piece.file)) as shard:
+            clips_in(shard, piece)
             for first in range(piece.first, piece.first + piece.count, chunk):
                 rows = slice(first, min(first + chunk, piece.first + piece.count))
                 yield tuple(shard[name][rows] for name in names)
-
-
-def mean_and_std(parts: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Of every cell over all clips, which come in `parts`: each float32 of a clip's shape, in one pass."""
-    count, total, square = 0, 0.0, 0.0
-    for part in parts:
-        part = part.astype(np.float32)
-        count, total = count + len(part), total + part.sum(axis=0, dtype=np.float64)
-        square = square + np.einsum("n...,n...->...", part, part).astype(np.float64)
-    mean = total / count
-    std = np.sqrt(np.clip(square / count - mean**2, 0, None))
-    return mean.astype(np.float32), std.astype(np.float32)
-
-
-def write_stats(folder: Path) -> Path:
-    """Mean and standard deviation of every cell over the training clips, in one streaming pass."""
-    mean, std = stats_of(folder)
-    aside = folder / f"stats.partial-{secrets.token_hex(4)}.npz"
-    np.savez(aside, mean=mean, std=std)
-    return aside.replace(folder / "stats.npz")
-
-
-def stats_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What belongs into `stats.npz`: of `mel_spec` or, where that was not kept, `coarse` in dB."""
-    path = folder / "train.h5"
-    with open_split(path) as file:
-        name = "mel_spec" if "mel_spec" in file else "coarse"
-    return mean_and_std(unpack(part) if name == "coarse" else part for (part,) in stream(path, name))

@@ -20,9 +20,9 @@ import torch
 from tqdm import tqdm
 
 from synthnb import __version__
-from synthnb.data.feed import compact_copy, save_rows
-from synthnb.data.library import cells, nearest_rows
-from synthnb.data.shards import open_split
+from synthnb.data.library import cells, nearest
+from synthnb.data.rows import Rows
+from synthnb.data.shards import open_split, pack, unpack
 from synthnb.evaluate.targets import Target
 from synthnb.features import coarse, log_mel
 from synthnb.metrics import all_metrics
@@ -54,31 +54,31 @@ CODE = ("data/library.py", "evaluate/run.py", "features/*.py", "metrics.py", "mo
 class Retrieval:
     """Nearest neighbours among all training clips, by their spectrograms' `cells`.
 
-    The index, float16 `(clips, cells)`, is made once for a dataset and kept in `cache`.
+    The index, uint8 `(clips, cells)`, is made once for a dataset and kept in `cache`.
     """
 
     def __init__(self, folder: str | Path, cache: str | Path):
-        self.folder = Path(folder)
-        with open_split(self.folder / "train.h5") as file:
+        path = Path(folder) / "train.h5"
+        with open_split(path) as file:
             vectors = file["param_array"]
             text = vectors[:64].tobytes() + str(vectors.shape).encode()
         self.digest = _digest(text)
-        path = Path(cache) / f"index-{self.digest}.npy"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mel = compact_copy(self.folder / "train.h5")["mel"]
-            parts = (
-                cells(torch.from_numpy(np.array(mel[first : first + CHUNK]))).half().numpy()
-                for first in range(0, len(mel), CHUNK)
-            )
-            save_rows(path, len(mel), parts)
-        self.index = torch.from_numpy(np.load(path, mmap_mode="c"))  # no copy is written
+        kept = Path(cache) / f"cells-{self.digest}.npy"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            sounds = (torch.from_numpy(unpack(codes)) for (codes,) in Rows(path, ["coarse"]).stream(CHUNK))
+            aside = kept.with_suffix(".partial.npy")
+            np.save(aside, np.concatenate([pack(cells(sound).numpy()) for sound in sounds]))
+            aside.replace(kept)
+        self.index, self.vectors = np.load(kept, mmap_mode="r"), Rows(path, ["param_array"])
 
     def nearest(self, mel: torch.Tensor, count: int) -> np.ndarray:
         """Vectors `(count, width)` of the training clips nearest to a spectrogram `(channels, bands, frames)`."""
-        rows = nearest_rows(self.index, cells(coarse(mel[None])), count)
-        with open_split(self.folder / "train.h5") as file:
-            return np.stack([file["param_array"][i] for i in rows])
+        parts = (
+            torch.from_numpy(unpack(part))
+            for part in np.array_split(self.index, len(self.index) // CHUNK + 1)
+        )
+        return self.vectors[nearest(parts, cells(coarse(mel[None])), count, order=1)]["param_array"]
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import zlib
 
 import h5py
@@ -12,6 +13,7 @@ from synthnb.cli import main
 from synthnb.data.check import check, describe
 from synthnb.data.generate import generate
 from synthnb.data.shards import DatasetError
+from synthnb.data.splits import write_splits
 
 
 def render(folder, space):
@@ -74,6 +76,44 @@ def repeat_a_split(folder):
     shutil.copy(folder / "test.h5", folder / "val.h5")
 
 
+def change_split(folder, name, value):
+    with h5py.File(folder / "test.h5", "r+") as file:
+        file.attrs[name] = value
+
+
+def show_others(folder):
+    """The spectrograms of the test split are those of the training clips behind it."""
+    with h5py.File(folder / "test.h5", "r+") as file:
+        shape = file["mel_spec"].shape
+        del file["mel_spec"]
+        layout = h5py.VirtualLayout(shape, np.float16)
+        layout[:] = h5py.VirtualSource("shard-00001.h5", "mel_spec", (8, *shape[1:]), np.float16)[2:6]
+        file.create_virtual_dataset("mel_spec", layout)
+
+
+def without(folder, name):
+    for path in folder.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file[name]
+
+
+def huge(folder):
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        del file["audio"]
+        file.create_dataset("audio", (8, 1, 1 << 43), np.float16, chunks=(1, 1, 1024))
+
+
+def recipes(folder, name, value):
+    for path in folder.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            file.attrs[name] = value
+
+
+def break_links(folder):
+    (folder / "shard-00001.h5").unlink()
+    (folder / "shard-00001.h5").symlink_to("nowhere.h5")
+
+
 DAMAGE = {
     "a truncated shard": (lambda f: cut(f, "shard-00001.h5"), r"shard-00001.h5: not readable, cut short or damaged"),
     "the first, truncated": (lambda f: cut(f, "shard-00000.h5"), r"shard-00000.h5: not readable, cut short"),
@@ -94,6 +134,14 @@ DAMAGE = {
     "a clip twice": (copy_a_clip, r"1 clips have .*clip 2 of shard-00000.h5 and clip 5 of shard-00001.h5"),
     "another recipe": (change_attribute, r"shard-00002.h5: made with another seed than shard-00000.h5 \(1, not 0\)"),
     "a short shard": (shorten, r"shard-00001.h5: holds .*'param_array': 7.* clips, 8 expected"),
+    "a split of another space": (lambda f: change_split(f, "space", "name: x"), r"test.h5: its attribute space is not"),
+    "a split of another seed": (lambda f: change_split(f, "seed", 7), r"test.h5: its attribute seed is not that of"),
+    "a split that says nonsense": (lambda f: change_split(f, "edits", b"\xff"), r"test.h5: its attribute edits is not"),
+    "other spectrograms": (show_others, r"test.h5: shows other clips in mel_spec than in param_array"),
+    "no vectors": (lambda f: without(f, "param_array"), r"val.h5 is not a readable HDF5 file, .*param_array"),
+    "clips of 16 TB": (huge, r"shard-00001.h5: not readable, .*audio has clips of shape"),
+    "shards of no clips": (lambda f: recipes(f, "shard_size", 0), r"shards of 0 clips"),
+    "a link to nowhere": (break_links, r"shard-00001.h5: .*No such file or directory.*check again"),
     "a split twice": (repeat_a_split, r"test.h5 and val.h5: both hold clip 4 of shard-00000.h5"),
 }  # fmt: skip
 
@@ -129,6 +177,72 @@ def test_a_shard_that_is_deleted_as_told_comes_back_the_same(small, mine, short_
     for path in sorted(small.glob("*.h5")):
         with h5py.File(path) as old, h5py.File(mine / path.name) as new:
             assert all(old[name][:].tobytes() == new[name][:].tobytes() for name in old)
+
+
+def test_what_is_short_behind_a_split_is_found_without_a_recipe(mine):
+    """HDF5 reads zeros there."""
+    for path in mine.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            for name in list(file.attrs):
+                del file.attrs[name]
+    with h5py.File(mine / "shard-00000.h5", "r+") as file:
+        for name in list(file):
+            rows = file[name][:6]
+            del file[name]
+            file[name] = rows
+    problem = "test.h5: shows 8 clips of shard-00000.h5, which holds 6; delete it and run the command again that made"
+    assert any(found.startswith(problem) for found in check(mine))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks files in another way")
+def test_a_shard_that_is_locked_is_not_called_damaged(mine, short_space):
+    import fcntl
+
+    with open(mine / "shard-00001.h5", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (problem,) = [p for p in check(mine) if "shard-00001" in p]
+        assert "can't be read now: Resource temporarily unavailable. It may be sound" in problem
+        assert "delete" not in problem and "damaged" not in problem
+        with pytest.raises(DatasetError, match="can't be read now"):
+            render(mine, short_space)
+    assert check(mine) == []
+
+
+def test_a_file_that_is_no_shard_is_left_alone(mine):
+    shutil.copy(mine / "shard-00001.h5", mine / "shard-backup.h5")
+    assert check(mine) == []
+
+
+def test_spectrograms_that_are_missing_are_named(mine):
+    for path in mine.glob("*.h5"):
+        with h5py.File(path, "r+") as file:
+            del file["mel_spec"]
+    (problem,) = check(mine)
+    assert "has neither mel_spec nor coarse; 'synthnb featurize --feature mel_spec' adds it" in problem
+
+
+def test_a_dataset_that_is_being_rendered_is_incomplete_not_damaged(mine, capsys):
+    (mine / "stats.npz").unlink()
+    (mine / "shard-00002.h5").unlink()
+    (mine / "shard-00002.partial-7").touch()
+    write_splits(mine, [8, 8, 4], {"val": 4, "test": 4, "train": 12})
+    assert check(mine) == [
+        "incomplete, 16 of 20 clips: they are still being rendered, or run the same command again"
+    ]
+    assert main(["check", str(mine)]) == 1
+    assert "8 train, 4 val and 4 test clips; not complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keep", ["mel", "compact"])
+def test_other_kinds_of_dataset_are_checked(tmp_path, short_space, keep):
+    folder = generate(tmp_path, short_space, 6, 2, 2, keep=keep, shard_size=4, workers=1, progress=False)
+    assert check(folder) == []
+    path = folder / "shard-00001.h5"
+    with h5py.File(path) as file:
+        at = file["mel_spec" if keep == "mel" else "coarse"].id.get_offset()
+    flip(path, at + 1000)
+    (problem,) = check(folder)
+    assert "its checksum is wrong" in problem
 
 
 def test_an_edit_may_be_what_it_was(mine):
@@ -187,6 +301,6 @@ def test_info_describes_a_dataset(small, capsys):
 def test_what_is_no_dataset_is_refused(tmp_path, mine):
     with pytest.raises(DatasetError, match=r"no dataset in .*; render one with 'synthnb generate'"):
         check(tmp_path)
-    (mine / "test.h5").unlink()
-    with pytest.raises(DatasetError, match=r"no dataset at .*test.h5"):
+    (mine / "train.h5").unlink()
+    with pytest.raises(DatasetError, match=r"no dataset at .*train.h5"):
         describe(mine)

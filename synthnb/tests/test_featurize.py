@@ -17,7 +17,8 @@ from synthnb.cli import main
 from synthnb.data import featurize
 from synthnb.data.featurize import add_features
 from synthnb.data.generate import generate
-from synthnb.data.shards import SPLITS, DatasetError, open_split, write_splits
+from synthnb.data.shards import SPLITS, DatasetError, open_split
+from synthnb.data.splits import write_splits
 from synthnb.features import latents
 from synthnb.features.latents import LatentsError, Music2Latent
 

@@ -1,50 +1,96 @@
-"""Feeding a training: the compact copy, the order of the clips, and fields that stay together."""
+"""Feeding a training: what is mapped, the order of the clips, folders that grow, fields that stay together."""
 
 import itertools
-import os
+import shutil
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from synthnb.data import feed as datamodule
-from synthnb.data.feed import ClipData, Clips, Rows, compact_copy, save_rows
+from synthnb.data import rows as mapping
+from synthnb.data.feed import ClipData, Clips
 from synthnb.data.layouts import write_subset
-from synthnb.data.shards import DatasetError
+from synthnb.data.rows import Rows
+from synthnb.data.shards import DatasetError, pack, unpack
 from synthnb.features import coarse, log_mel
-from synthnb.tests.test_generate import render, split
+from synthnb.tests.test_generate import interrupt_after, render, split
 
 
-def test_the_compact_copy_holds_every_clip(short_dataset):
-    records = compact_copy(short_dataset / "train.h5")
-    mel = torch.from_numpy(split(short_dataset, "train", "mel_spec")).float()
-    np.testing.assert_array_equal(records["mel"], coarse(mel).half().numpy())
-    np.testing.assert_array_equal(records["vector"], split(short_dataset, "train"))
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory, short_space):
+    """48 + 8 + 8 compact clips of half a second, every second an edit, in shards of 8. Read it only."""
+    folder = tmp_path_factory.mktemp("lean") / "dataset"
+    return render(folder, short_space, 48, 8, 8, keep="compact", edits=1)
 
 
-def test_a_copy_that_cannot_be_kept_stays_in_memory(mine, monkeypatch):
-    def no_room(path, count, parts):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(datamodule, "save_rows", no_room)
-    records = compact_copy(mine / "train.h5")
-    monkeypatch.undo()
-    np.testing.assert_array_equal(records, compact_copy(mine / "train.h5"))
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_rows_are_saved_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "rows.npy"
-    parts = [np.arange(6.0).reshape(3, 2), np.ones((1, 2))]
-    save_rows(path, 4, iter(parts))
-    np.testing.assert_array_equal(np.load(path), np.concatenate(parts))
+def seen(folder):
+    return Rows(folder / "train.h5", ["coarse", "param_array"])[range(len(split(folder, "train")))]
 
-    def interrupted():
-        yield parts[0]
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        save_rows(tmp_path / "other.npy", 4, interrupted())
-    assert [p.name for p in tmp_path.iterdir()] == ["rows.npy"]
+def test_compact_clips_are_mapped_from_the_shards(lean):
+    rows = Rows(lean / "train.h5", ["coarse", "param_array", "attempts"])
+    found = rows[[47, 0, 9, 9]]
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, split(lean, "train", name)[[47, 0, 9, 9]])
+    assert all(isinstance(values, np.ndarray) for part in rows._parts for values in part.values())
+    assert not (lean / "compact").exists()
+
+
+def test_other_datasets_get_a_compact_copy(mine):
+    found = seen(mine)
+    mel = torch.from_numpy(split(mine, "train", "mel_spec")).float()
+    np.testing.assert_array_equal(found["coarse"], pack(coarse(mel).numpy()))
+    np.testing.assert_array_equal(found["param_array"], split(mine, "train"))
+    copies = sorted((mine / "compact").iterdir())
+    assert [path.name for path in copies] == ["shard-00001.h5", "shard-00002.h5"]
+    before = [path.stat().st_mtime_ns for path in copies]
+    seen(mine)
+    assert [path.stat().st_mtime_ns for path in copies] == before
+
+
+def test_a_changed_shard_is_copied_again(mine):
+    seen(mine)
+    with h5py.File(mine / "shard-00001.h5", "r+") as file:
+        file["mel_spec"][:] = -40
+    assert (np.abs(unpack(seen(mine)["coarse"][:8]) + 40) < 0.2).all()
+
+
+def test_a_copy_that_cannot_be_kept_beside_is_kept_in_the_cache(mine, cache, tmp_path, monkeypatch):
+    (mine / "compact").write_text("in the way, as a folder that can't be written to")
+    found = seen(mine)
+    assert len(list((tmp_path / "cache" / "synthnb").iterdir())) == 2
+
+    def never(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(mapping, "_write_compact", never)
+    np.testing.assert_array_equal(seen(mine)["coarse"], found["coarse"])
+
+
+def test_a_copy_that_can_be_kept_nowhere_is_an_error(mine, cache, tmp_path):
+    (mine / "compact").touch()
+    (tmp_path / "cache").touch()
+    with pytest.raises(
+        DatasetError, match=r"neither beside it nor in .*; name a folder with room in XDG_CACHE"
+    ):
+        ClipData(mine, 4)
+
+
+def test_a_shard_that_is_shorter_than_the_split_says_is_named(lean, tmp_path):
+    mine = shutil.copytree(lean, tmp_path / "mine")
+    shutil.copy(mine / "shard-00001.h5", mine / "other")
+    with h5py.File(mine / "other") as old, h5py.File(mine / "shard-00003.h5", "w") as new:
+        for name in old:
+            new[name] = old[name][:5]
+    with pytest.raises(DatasetError, match=r"shard-00003.h5 holds 5 clips, not the 8 that a split shows"):
+        ClipData(mine, 8)
 
 
 @pytest.mark.parametrize("name", ["param_array", "mel_spec", "audio"])
@@ -84,26 +130,12 @@ def test_all_fields_of_a_row_are_of_one_clip(short_dataset, short_space, workers
         np.testing.assert_array_equal(batch["quantiles"], short_space.to_quantiles(vectors[at]))
         np.testing.assert_array_equal(batch["audio"], audio[at])
         mel = coarse(batch["mel_spec"].float())
-        np.testing.assert_array_equal(mel.half(), batch["mel"].half())
+        np.testing.assert_array_equal(unpack(pack(mel.numpy())), batch["mel"])
         assert (batch["heard"] - mel).abs().mean() < 0.1  # audio is stored in float16
         seen += at
     assert len(set(seen)) > 150
     whole = {name: values[:16] for name, values in next(iter(data.val_dataloader())).items()}
     np.testing.assert_array_equal(whole["audio"], split(short_dataset, "val", "audio"))
-
-
-def test_a_pass_mixes_near_and_far(short_space, monkeypatch):
-    """Of blocks of 4 clips, 5 at a time: each pass has every clip once, neighbours part, and all shards come up."""
-    monkeypatch.setattr(datamodule, "BLOCK", 4)
-    monkeypatch.setattr(datamodule, "MIXED", 5)
-    clips = Clips.__new__(Clips)
-    clips.clips, clips.batch_size, clips.skip, clips.seed = 1003, 10, 0, 0
-    stream = itertools.chain.from_iterable(clips._shuffled())
-    one, two = (np.array(list(itertools.islice(stream, 1003))) for _ in range(2))
-    assert sorted(one) == sorted(two) == list(range(1003)) and (one != two).any()
-    assert np.mean(np.abs(np.diff(one)) == 1) < 0.1
-    spread = [len(set(one[at : at + 20] // 100)) for at in range(0, 1000, 20)]
-    assert np.mean(spread) > 3.5  # of eleven shards, in five random blocks
 
 
 def test_few_clips_feed_many_workers(mine):
@@ -122,26 +154,12 @@ def test_the_training_gets_the_std_of_each_coarse_band(dataset):
 
 
 def test_a_band_that_never_sounds_has_a_std_to_divide_by(mine):
-    records = compact_copy(mine / "train.h5").copy()
-    records["mel"][:, :, -3:] = -80
-    np.save(mine / "train-compact.npy", records)
+    for path in mine.glob("shard-*"):
+        with h5py.File(path, "r+") as file:
+            file["mel_spec"][:, :, -6:] = -80
     data = ClipData(mine, 4)
     assert (data.mean[:, -3:] == -80).all()
     assert torch.isfinite(data.std).all() and data.std.min() > 0.01
-
-
-def test_a_changed_dataset_is_copied_again(mine):
-    before = compact_copy(mine / "train.h5").copy()
-    kept = mine / "train-compact.npy"
-    assert kept.is_file() and before["mel"].dtype == np.float16
-    changed = before.copy()
-    changed["mel"] += 1
-    np.save(kept, changed)
-    os.utime(kept, (0, 0))  # older than stats.npz, which a new dataset would have
-    np.testing.assert_array_equal(compact_copy(mine / "train.h5"), before)
-    (mine / "stats.npz").unlink()
-    with pytest.raises(DatasetError, match="is not complete; run notebook 01_generate_data again"):
-        compact_copy(mine / "train.h5")
 
 
 def test_validation_reads_every_clip_once_in_order(short_dataset, short_space):
@@ -164,7 +182,64 @@ def test_training_shuffles_by_seed_and_sees_each_clip_once_a_pass(short_dataset,
     assert (one[:200] != one[200:]).any()
     np.testing.assert_array_equal(one, rows(0, 20))
     assert (one != rows(1, 20)).any()
-    np.testing.assert_array_equal(rows(0, 10, skip=10), one[200:])
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_resumed_training_gets_what_an_undisturbed_one_gets(lean, workers):
+    def batches(skip, count):
+        loader = ClipData(lean, 10, workers, seed=4, skip=skip).train_dataloader()
+        return list(itertools.islice(loader, count))
+
+    undisturbed = list(itertools.islice(ClipData(lean, 10, seed=4).train_dataloader(), 14))
+    for skip in (0, 3, 7):  # a pass ends in the middle of batch 4
+        for one, other in zip(batches(skip, 6), undisturbed[skip:]):
+            assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_processes_that_train_together_take_different_clips(lean, short_space):
+    def rows(rank):
+        stream = iter(Clips(lean / "train.h5", short_space, 8, endless=True, rank=rank, world=3))
+        return [next(stream)["quantiles"].numpy() for _ in range(2)]
+
+    whole = short_space.to_quantiles(split(lean, "train"))
+    taken = np.concatenate([batch for rank in range(3) for batch in rows(rank)])  # 48 of 48 clips
+    assert sorted(row.tobytes() for row in taken) == sorted(row.tobytes() for row in whole)
+
+
+def test_a_training_begun_on_a_tenth_of_a_folder_takes_in_the_rest(lean, tmp_path, short_space, monkeypatch):
+    folder, sizes = tmp_path / "filling", {"keep": "compact", "edits": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        render(folder, short_space, 48, 8, 8, **sizes)
+    with pytest.raises(DatasetError, match=r"0 training clips are fewer than the batch size 4.*rendered"):
+        ClipData(folder, 4)
+    (folder / "val.h5").unlink()
+    with pytest.raises(DatasetError, match=r"no val.h5 yet: its first clips are still being rendered"):
+        ClipData(folder, 4)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 2)
+        render(folder, short_space, 48, 8, 8, **sizes)
+    data = ClipData(folder, 4)
+    stream = iter(data.train_dataloader())
+    whole = [row.tobytes() for row in short_space.to_quantiles(split(lean, "train"))]
+
+    def clips(batches):
+        return {
+            whole.index(row.tobytes()) for _ in range(batches) for row in next(stream)["quantiles"].numpy()
+        }
+
+    assert data.clips == 8 and clips(4) == set(range(8))
+    render(folder, short_space, 48, 8, 8, **sizes)
+    assert clips(24) == set(range(48))
+
+
+def test_how_audible_parameters_are_comes_with_a_dataset(mine, short_space):
+    assert ClipData(mine, 4).audible is None
+    with h5py.File(mine / "train.h5", "r+") as file:
+        file.attrs["audible"] = np.arange(148, dtype=np.float32)
+    audible = ClipData(mine, 4).audible
+    assert isinstance(audible, pd.Series) and list(audible.index) == [p.name for p in short_space]
+    assert audible["end"] == 147
 
 
 def test_validation_is_the_same_after_a_resume(short_dataset):
@@ -186,7 +261,7 @@ def test_a_clip_comes_with_another_of_its_family(short_dataset, short_space, min
 
 
 def test_families_of_three_are_not_mixed(short_space, tmp_path):
-    folder = render(tmp_path, short_space, 12, 3, 3, edits=2)
+    folder = render(tmp_path, short_space, 12, 3, 3, edits=2, shard_size=9)
     stream = iter(Clips(folder / "train.h5", short_space, 6, endless=True))
     whole = short_space.to_quantiles(split(folder, "train"))
     for batch in itertools.islice(stream, 6):
@@ -198,5 +273,5 @@ def test_families_of_three_are_not_mixed(short_space, tmp_path):
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(small):
-    with pytest.raises(ValueError, match="12 training clips are fewer than the batch size 13"):
+    with pytest.raises(DatasetError, match="12 training clips are fewer than the batch size 13"):
         ClipData(small, 13)

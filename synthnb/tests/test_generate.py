@@ -31,7 +31,7 @@ def render(folder, space, train=12, val=4, test=4, **settings):
 def contents(folder):
     """Every array of every file of a dataset, as bytes."""
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
         if path.suffix == ".npz":
             with np.load(path) as arrays:
                 found |= {(path.name, name): array.tobytes() for name, array in arrays.items()}
@@ -48,8 +48,7 @@ def split(folder, name, field="param_array"):
 
 def test_the_layout_is_that_of_the_design(dataset, space):
     names = [f"shard-{i:05d}.h5" for i in range(4)]
-    copies = set(dataset.glob("*-compact.npy"))  # of another test, which trained on it
-    assert sorted(path.name for path in set(dataset.iterdir()) - copies) == sorted(
+    assert sorted(path.name for path in dataset.iterdir() if path.is_file()) == sorted(
         [*names, "train.h5", "val.h5", "test.h5", "stats.npz"]
     )
     for name, clips in [(name, 32) for name in names] + [("train.h5", 96), ("val.h5", 16), ("test.h5", 16)]:
@@ -200,6 +199,35 @@ def test_splits_show_what_is_there_while_the_rest_is_rendered(small, tmp_path, s
     np.testing.assert_array_equal(split(folder, "test")[1:], split(small, "test")[:3])
 
 
+def test_how_audible_parameters_are_is_measured_once_and_kept(tmp_path, space, monkeypatch):
+    tiny = ParameterSpace.parse(space.text.replace("seconds: 4.0", "seconds: 0.1"))
+    monkeypatch.setattr(generating, "AUDIBLE_COST", 0.05)
+    measured = []
+    measure = generating.audibility
+
+    def counted(space, patches, *rest):
+        measured.append(patches)
+        return measure(space, patches, *rest)
+
+    monkeypatch.setattr(generating, "audibility", counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_after(patch, 1)
+        render(tmp_path, tiny, 8)
+    for name in ("val", "test", "train"):
+        with open_split(tmp_path / f"{name}.h5") as file:
+            dB = dict(zip([p.name for p in tiny], file.attrs["audible"], strict=True))
+            assert dB["pitch"] > 1 and min(dB.values()) >= 0
+    render(tmp_path, tiny, 8)
+    assert measured == [2]
+    render(tmp_path, tiny, 16)
+    assert measured == [2, 3]
+
+
+def test_a_tiny_dataset_is_not_measured(small):
+    with open_split(small / "train.h5") as file:
+        assert "audible" not in file.attrs
+
+
 def test_parts_show_what_all_of_them_have(tmp_path, short_space):
     render(tmp_path, short_space, part=(2, 3))  # clips 8 to 15; val and test are 0 to 7
     assert len(split(tmp_path, "train")) == 8 and not (tmp_path / "val.h5").exists()
@@ -273,6 +301,7 @@ def test_another_space_is_refused(small, space):
         ({"val": -1}, "at least one training clip is needed"),
         ({"shard_size": 0}, "at least one training clip is needed"),
         ({"edits": 2}, "'train': 12.* with 2 edits each: all must be multiples of 3"),
+        ({"edits": 2, "val": 3, "test": 3}, "shards of 8 clips: whole families of 3 are needed"),
         ({"keep": "sound"}, "keep sound: it is one of audio, mel, compact"),
         ({"seed": -1}, "seed -1: it is 0 or more"),
         ({"workers": 0}, "0 workers render nothing"),

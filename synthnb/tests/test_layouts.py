@@ -14,7 +14,8 @@ from synthnb.data.feed import ClipData
 from synthnb.data.generate import generate
 from synthnb.data.layouts import export, write_subset
 from synthnb.data.library import Library
-from synthnb.data.shards import DatasetError, open_split, write_stats
+from synthnb.data.shards import DatasetError, open_split
+from synthnb.data.splits import write_stats
 from synthnb.evaluate.run import Retrieval
 
 
@@ -101,7 +102,7 @@ def test_a_subset_trains_retrieves_and_has_a_library(mine, tmp_path):
     smaller = write_subset(subset, tmp_path / "smaller", 20, seed=4)
     for folder, clips in ((subset, 60), (smaller, 20)):
         assert ClipData(folder, 10).clips == clips
-        library = Library.build(folder, workers=1)  # draws its clips again
+        library = Library.build(folder)  # draws its clips again
         np.testing.assert_array_equal(
             np.stack([library[i] for i in range(clips // 2)]), rows(folder, "train")[::2]
         )

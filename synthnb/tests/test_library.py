@@ -1,20 +1,23 @@
 """A library finds training clips by their sound, and draws their patches again."""
 
+from dataclasses import fields
+
 import h5py
 import numpy as np
 import pytest
 import torch
 
 from synthnb.data.generate import generate
-from synthnb.data.library import Library, nearest_rows
+from synthnb.data.library import Library, nearest
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.models.checkpoint import CheckpointError, load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.tests.test_generate import render, split
 
 
 @pytest.fixture(scope="module")
 def library(short_dataset):
-    return Library.build(short_dataset, workers=1)
+    return Library.build(short_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +83,42 @@ def test_a_checkpoint_whose_library_is_incomplete_is_refused(model, library, tmp
         def tensors(self):
             return {"codes": self.codes}
 
-    model.library = Broken(**vars(library))
+    model.library = Broken(**{field.name: getattr(library, field.name) for field in fields(library)})
     with pytest.raises(CheckpointError, match="does not fit"):
         load_model(save_model(model, tmp_path / "model.safetensors", {}))
+
+
+def test_of_a_folder_that_is_being_filled_it_holds_what_is_there(short_space, tmp_path):
+    """Two of three machines have rendered their parts: between their shards there are gaps."""
+    for part in ((1, 3), (2, 3)):
+        folder = render(tmp_path, short_space, 32, 4, 4, edits=1, keep="compact", part=part, shard_size=4)
+    vectors = split(folder, "train")
+    library = Library.build(folder)
+    assert len(library) == 10 and len(vectors) == 20
+    np.testing.assert_array_equal(np.stack([library[i] for i in range(10)]), vectors[::2])
+
+
+def test_a_patch_that_took_too_many_draws_is_left_out(short_space, tmp_path):
+    folder = render(tmp_path, short_space, 8, 4, 4, edits=1, keep="compact")
+    with h5py.File(folder / "shard-00001.h5", "r+") as file:
+        file["attempts"][2] = 255
+    library = Library.build(folder)
+    assert len(library) == 3
+    np.testing.assert_array_equal(library[1], split(folder, "train")[4])
 
 
 def test_clips_that_the_seed_does_not_draw_are_refused(short_space, tmp_path):
     folder = generate(tmp_path, short_space, 6, 2, 2, shard_size=10, edits=0, workers=1, progress=False)
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         file["param_array"][7, 0] += 0.1
-    with pytest.raises(DatasetError, match="training clip 7 is not what seed 0 draws from 'dexed'"):
-        Library.build(folder, workers=1)
+    with pytest.raises(DatasetError, match=r"training clip 3 of .* is not what seed 0 draws from 'dexed'"):
+        Library.build(folder)
 
 
-def test_nearest_rows_are_those_of_a_plain_search():
+def test_the_nearest_are_those_of_a_plain_search():
     rng = torch.Generator().manual_seed(0)
-    index = torch.randint(-127, 128, (5000, 6), generator=rng, dtype=torch.int8)
-    query, scale = torch.randn(1, 6, generator=rng), torch.rand(6, generator=rng)
-    gaps = ((index - query) * scale).norm(dim=1)
-    assert nearest_rows(index, query, 3, scale) == gaps.argsort()[:3].tolist()
-    assert len(nearest_rows(index[:2], query, 3)) == 2
+    rows, point = torch.randn(5000, 6, generator=rng), torch.randn(1, 6, generator=rng)
+    for order in (1, 2):
+        gaps = torch.linalg.vector_norm(rows - point, order, dim=1)
+        assert nearest(rows.split(700), point, 3, order) == gaps.argsort()[:3].tolist()
+    assert len(nearest([rows[:2]], point, 3, 2)) == 2

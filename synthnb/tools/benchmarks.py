@@ -9,6 +9,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,22 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from synthnb.data.feed import Batch, ClipData, compact_copy
-from synthnb.data.generate import generate
-from synthnb.data.shards import find_source, mean_and_std, open_split, read_pieces, stream
-from synthnb.features import coarse, log_mel
+from synthnb.data.draw import draw
+from synthnb.data.feed import Batch, ClipData
+from synthnb.data.generate import Recipe, generate
+from synthnb.data.rows import SEEN, compact_copy
+from synthnb.data.shards import (
+    SPLITS,
+    Column,
+    find_source,
+    open_split,
+    read_pieces,
+    shard_lengths,
+    shard_path,
+)
+from synthnb.data.splits import stats_of, write_splits, write_stats
+from synthnb.features import BANDS, HOP, coarse, log_mel
+from synthnb.sound import SAMPLE_RATE
 from synthnb.space import ParameterSpace
 from synthnb.synths import open_space
 
@@ -123,7 +136,34 @@ def generate_timed(
 
 def count_statistics(folder: Path) -> None:
     """The pass that `generate` makes at its end."""
-    mean_and_std(mel for (mel,) in stream(folder / "train.h5", "mel_spec"))
+    stats_of(folder)
+
+
+def random_clips(
+    folder: str | Path, space: ParameterSpace, clips: int, seed: int = 0, channels: int = 2
+) -> Path:
+    """A compact dataset of random pictures in place of sounds, to measure feeding with where the synth is missing."""
+    folder, rng = Path(folder), np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(space.text, seed, keep="compact", shard_size=1000, edits=0)
+    lengths = shard_lengths(clips, recipe.shard_size)
+    frames = (1 + round(space.seconds * SAMPLE_RATE) // HOP) // 4
+    for index, length in enumerate(lengths):
+        drawn = [draw(space, seed, index * recipe.shard_size + i, 0) for i in range(length)]
+        fields = {
+            "coarse": rng.integers(0, 256, (length, channels, BANDS // 2, frames), np.uint8),
+            "param_array": np.stack([space.encode(*clip) for clip in drawn]),
+            "attempts": np.zeros(length, np.uint16),
+        }
+        with h5py.File(shard_path(folder, index), "w") as file:
+            file.attrs.update(asdict(recipe))
+            for name, values in fields.items():
+                column = Column(file, name, length, values.shape[1:], values.dtype)
+                column.append(values)
+                column.finish()
+    write_splits(folder, lengths, dict(zip(SPLITS, (0, 0, clips))))
+    write_stats(folder)
+    return folder
 
 
 def hear(batch: Batch) -> Batch:
@@ -131,9 +171,9 @@ def hear(batch: Batch) -> Batch:
     return batch | {"mel": coarse(log_mel(batch["audio"].float()))}
 
 
-#: What a training may take: fields beside the compact copy's, and what is computed of them.
+#: What a training may take: fields beside what an encoder looks at, and what is computed of them.
 DIETS = {
-    "compact copy": ((), None),
+    "coarse": ((), None),
     "and mel_spec": (("mel_spec",), None),
     "and audio": (("audio",), None),
     "and audio, mel on the fly": (("audio",), hear),
@@ -146,14 +186,14 @@ def feeding(
     """Clips a second that `ClipData` gives a training, from the page cache and from disk.
 
     Returns:
-        A row for each of `DIETS`: `cached` and `disk`, clips a second; `raw cached` and `raw disk`, what a plain
-        sequential read of the fields' bytes (of none: the compact copy's) gives, without any look at them. Disk is NaN
-        where the system can't be told to forget what it read.
+        A row for each of `DIETS` that the dataset has: `cached` and `disk`, clips a second; `raw cached` and `raw
+        disk`, what a plain sequential read of the fields' bytes (of none: the vectors' and coarse spectrograms') gives,
+        without any look at them. Disk is NaN where the system can't be told to forget what it read.
     """
-    folder = Path(folder)
-    compact_copy(folder / "train.h5")
-    rows = {}
-    for name, (fields, transform) in DIETS.items():
+    folder, rows = Path(folder), {}
+    with open_split(folder / "train.h5") as file:
+        diets = {name: diet for name, diet in DIETS.items() if {*diet[0]} <= {*file}}
+    for name, (fields, transform) in diets.items():
         data = ClipData(folder, batch_size, workers, fields=fields, transform=transform)
         read = {}
         for place in ("cached", "disk"):
@@ -179,23 +219,16 @@ def _rate(data: ClipData, seconds: float) -> float:
 
 
 def _extents(folder: Path, fields: tuple[str, ...]) -> Iterator[tuple[Path, list[tuple[int, int]], float]]:
-    """Files, where in them the bytes of `fields` are (of none: the compact copy), and how many clips that makes."""
+    """Files, where in them the bytes of `fields` are (of none: of `SEEN`), and how many clips that makes."""
     path = folder / "train.h5"
     with open_split(path) as file:
-        pieces, clips = read_pieces(file), len(file["param_array"])
-    if not fields:
-        copy = folder / "train-compact.npy"
-        yield copy, [(0, copy.stat().st_size)], clips
-        return
+        pieces, compact = read_pieces(file), "coarse" in file
     for piece in pieces:
         source = find_source(path, piece.file)
+        source = source if fields or compact else compact_copy(source)
         with h5py.File(source, "r") as shard:
-            chunks = [
-                shard[name].id.get_chunk_info(i)
-                for name in fields
-                for i in range(shard[name].id.get_num_chunks())
-            ]
-            yield source, sorted((chunk.byte_offset, chunk.size) for chunk in chunks), piece.length
+            extents = sorted((shard[name].id.get_offset(), shard[name].nbytes) for name in fields or SEEN)
+        yield source, extents, piece.length
 
 
 def _raw_rate(folder: Path, fields: tuple[str, ...], seconds: float) -> float:
@@ -222,8 +255,7 @@ def _forget(folder: Path, fields: tuple[str, ...]) -> bool:
     """Have the system drop its copies of a dataset's files; whether it can be told to."""
     if not hasattr(os, "posix_fadvise"):
         return False
-    files = {folder / "train-compact.npy", *(path for path, *_ in _extents(folder, fields))}
-    for path in files:
+    for path in {path for diet in ((), fields) for path, *_ in _extents(folder, diet)}:
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return True

@@ -217,13 +217,16 @@ def featurize(folder, feature, batch, weights, workers) -> None:
 @command("read a whole dataset and name what is wrong with it; exit code 1 if anything is", DATASET, SPACE)
 def check(folder, space) -> int:
     from synthnb.data.check import check, describe
+    from synthnb.data.shards import DatasetError
 
     problems = check(folder, space)
     for problem in problems:
         print(f"PROBLEM {problem}")
-    print(f"{folder}: {len(problems)} problems" if problems else "every clip was read: no problems")
-    if not problems:
+    try:
         print(*describe(folder, space), sep="\n")
+    except DatasetError:  # it is among the problems
+        print(folder)
+    print(f"{len(problems)} problems" if problems else "every clip was read: no problems")
     return int(bool(problems))
 
 

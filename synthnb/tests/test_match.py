@@ -64,7 +64,7 @@ def vectors(matcher, count=5):
 def knowing(matcher, short_dataset):
     """A matcher whose model has a library."""
     model = copy.copy(matcher.model)
-    model.library = Library.build(short_dataset, workers=1)
+    model.library = Library.build(short_dataset)
     return Matcher(model, workers=1)
 
 

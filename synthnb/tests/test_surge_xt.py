@@ -339,7 +339,7 @@ def test_of_other_spaces_nothing_is_known(repeatable, human):
 def test_a_dataset_is_the_same_from_one_worker_and_from_two(repeatable, tmp_path):
     for workers in (1, 2):
         generate(
-            tmp_path / str(workers), repeatable.space, 8, 2, 2, shard_size=3, workers=workers, progress=False
+            tmp_path / str(workers), repeatable.space, 8, 2, 2, shard_size=4, workers=workers, progress=False
         )
     for name in ("param_array", "mel_spec", "audio"):
         one, two = ([h5py.File(p)[name][:] for p in sorted(tmp_path.glob(f"{w}/shard-*.h5"))] for w in (1, 2))

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pickle
+import shutil
 import signal
 import sys
 
@@ -273,7 +274,7 @@ def test_a_library_that_cannot_be_made_is_known_before_the_training(short_space,
     folder = generate(tmp_path / "data", short_space, 20, 2, 2, shard_size=30, edits=0, workers=1)
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         file["param_array"][7, 0] += 0.1
-    with pytest.raises(DatasetError, match="training clip 3 of .* is not what seed 0 draws"):
+    with pytest.raises(DatasetError, match=r"training clip 3 of .* is not what seed 0 draws"):
         run(folder, tmp_path / "out", THREE)
     assert not (tmp_path / "out" / "last.ckpt").exists()
 
@@ -310,10 +311,15 @@ def test_what_is_audible_is_read_and_nothing_is_played(short_dataset, short_spac
     with pytest.warns(UserWarning, match="does not say what is audible; all parameters weigh the same"):
         run(short_dataset, tmp_path / "even", THREE)
     assert not seen
-    audible = pd.Series(1.0, [p.name for p in short_space])
-    monkeypatch.setattr(ClipData, "audible", audible)
-    run(short_dataset, tmp_path / "weighted", THREE)
-    assert seen[0][0] == short_space and seen[0][1] is audible
+    folder, dB = (
+        shutil.copytree(short_dataset, tmp_path / "heard"),
+        np.arange(1, 2 + len(short_space.parameters) + 2),
+    )
+    with h5py.File(folder / "train.h5", "r+") as file:
+        file.attrs["audible"] = dB.astype(np.float32)
+    run(folder, tmp_path / "weighted", THREE)
+    ((space, audible),) = seen
+    assert space == short_space and audible.to_list() == dB.tolist()
 
 
 def test_the_rate_warms_up_and_decays(short_space):

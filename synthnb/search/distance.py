@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -9,13 +10,19 @@ import numpy as np
 from synthnb.metrics import Distance
 from synthnb.pitch import find_pitch
 
+STEEP = 6  # how often what is over the bound of MSS counts, beside the once that all of it counts
+
 
 class TunedDistance(Distance):
     """`Distance`, and for a pitched target up to 1 more: 0.01 for each cent that a render is out of tune with it.
 
     Attributes:
         pitch: of the target; None if it is unpitched.
+        most: MSS, of which each decibel more counts seven times: a lower distance with a higher MSS than that of what
+            refining began with is a doubtful gain.
     """
+
+    most = math.inf
 
     def __init__(self, target: np.ndarray):
         super().__init__(target)
@@ -28,6 +35,16 @@ class TunedDistance(Distance):
             cents = [self.cents(render) for render in renders]
             values += [1.0 if c is None else min(1.0, abs(c) / 100) for c in cents]
         return values
+
+    def _mss(self, padded: np.ndarray) -> float:
+        mss = super()._mss(padded)
+        return mss + STEEP * max(0.0, mss - self.most)
+
+    def bounded(self, most: float) -> TunedDistance:
+        """The same with a bound of its own."""
+        bounded = copy.copy(self)
+        bounded.most = most
+        return bounded
 
     def cents(self, render: np.ndarray) -> float | None:
         """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""

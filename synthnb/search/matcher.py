@@ -228,9 +228,8 @@ class Matcher:
                 match.add(found(vector, "moved") for vector in vectors)
                 step(len(vectors))
             since, most = time.perf_counter(), distance.mss(match.best.audio[None])[0]
-            for vectors, values in self.refine(
-                distance, match.best.vector, seconds, renders, seed, match.key
-            ):
+            bounded = distance.bounded(most)
+            for vectors, values in self.refine(bounded, match.best.vector, seconds, renders, seed, match.key):
                 match.refining = time.perf_counter() - since
                 if values.min() < match.best.distance:
                     better = found(vectors[values.argmin()], "refined")

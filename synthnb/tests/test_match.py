@@ -441,6 +441,13 @@ def test_what_is_out_of_tune_is_farther_by_up_to_one(pitched):
     np.testing.assert_array_equal(TunedDistance(hiss)(renders), Distance(hiss)(renders))
 
 
+def test_refining_is_told_to_keep_mss(target):
+    plain, other = TunedDistance(target), target[None, :, ::-1].copy()
+    (mss,), (free,) = plain.mss(other), plain(other)
+    assert plain.bounded(mss + 1)(other)[0] == free and plain.bounded(mss - 0.5)(other)[0] > free + 0.3
+    assert plain(other)[0] == free
+
+
 def test_it_is_said_what_to_press(found):
     match = replace(found, pitch=Pitch(440.0, 1.0))
 

@@ -104,7 +104,7 @@ def loss_weights(space: ParameterSpace, audible: pd.Series) -> torch.Tensor:
     weights = torch.ones(space.width)
     for p in space:
         block = BLOCK / p.width if p.kind == "categorical" else 1.0
-        weights[space.columns[p.name]] = share[p.name] * block
+        weights[space.columns[p.name]] = float(share[p.name]) * block
     return weights * space.width / weights.sum()
 
 

@@ -242,11 +242,8 @@ def train(
     data = ClipData(folder, training.batch_size, training.workers, training.seed, done)
     if data.seeded:
         Library.check(folder)  # can it be made? Better to know it now
-    weights = torch.ones(data.space.width)
-    if data.audible is None:
-        warnings.warn("the dataset does not say what is audible; all parameters weigh the same", stacklevel=2)
-    else:
-        weights = loss_weights(data.space, data.audible)
+    heard = data.audible
+    weights = torch.ones(data.space.width) if heard is None else loss_weights(data.space, heard)
     torch.manual_seed(training.seed)
     run = Training(FlowModel(data.space, model, data.mean, data.std), training, weights)
     progress = Progress(out, began)
@@ -271,12 +268,14 @@ def train(
     device = trainer.accelerator.name()
     if trainer.is_global_zero:
         print(f"training on {device} in {training.precision}")
+        if heard is None:
+            print("the dataset does not say what is audible; all parameters weigh the same")
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, where there is no bfloat16
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*(num_workers|many workers).*")
+            warnings.filterwarnings("ignore", message=".*(num_workers|many workers|LeafSpec).*")
             trainer.fit(run, data, ckpt_path=last if done else None, weights_only=True)
     except SystemExit:  # Lightning's answer to an interrupt; it also makes the process deaf to the next
         signal.signal(signal.SIGINT, on_interrupt)

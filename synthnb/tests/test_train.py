@@ -1,7 +1,6 @@
 """A training learns, is the same whether or not it was interrupted, and keeps its result before anything can fail."""
 
 import dataclasses
-import itertools
 import pickle
 import shutil
 import signal
@@ -13,13 +12,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from torch.utils.data import DataLoader, IterableDataset
 
 from synthnb import train as module
-from synthnb.data.feed import ClipData, Clips
 from synthnb.data.generate import generate
 from synthnb.data.library import Library
-from synthnb.data.shards import DatasetError
+from synthnb.data.shards import SPLITS, DatasetError
+from synthnb.data.splits import write_splits
 from synthnb.models.checkpoint import load_model, read_record
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.synths.dexed import Dexed
@@ -36,27 +34,6 @@ TINY = TrainSettings(
     precision="32-true",
 )  # so few steps teach nothing about edits
 THREE = dataclasses.replace(TINY, steps=3, validate_every=2)
-
-
-class ByStep(IterableDataset):
-    """Batches that depend on the step alone."""
-
-    def __init__(self, data):
-        self.data = data
-        self.clips = next(iter(Clips(data.folder / "train.h5", data.space, data.clips, endless=False)))
-
-    def __iter__(self):
-        for step in itertools.count(self.data.skip):
-            rows = np.random.default_rng([self.data.seed, step]).integers(
-                0, self.data.clips, self.data.batch_size
-            )
-            yield {name: values[rows] for name, values in self.clips.items()}
-
-
-@pytest.fixture(autouse=True)
-def stub(monkeypatch):
-    monkeypatch.setattr(ClipData, "audible", None, raising=False)
-    monkeypatch.setattr(ClipData, "train_dataloader", lambda data: DataLoader(ByStep(data), batch_size=None))
 
 
 class Unplugged(RuntimeError):
@@ -160,7 +137,8 @@ def test_a_training_goes_on_after_interruptions(short_dataset, tmp_path, monkeyp
     assert list(curves.columns) == ["step", "train_loss", "val_loss"]
     validated = curves.dropna(subset="val_loss")
     assert validated["step"].tolist() == [4, 8, 12, 16, 20]
-    assert validated["val_loss"].is_monotonic_decreasing and validated["val_loss"].between(0.1, 3).all()
+    losses = validated["val_loss"].tolist()
+    assert losses[-1] < losses[0] < 3 and min(losses) > 0.1
     assert curves["train_loss"].notna().any()
 
     record = read_record(path)
@@ -262,6 +240,22 @@ def test_code_that_only_the_trainer_would_read_does_not_run_either(short_dataset
         run(short_dataset, tmp_path, THREE)
 
 
+def test_a_training_takes_in_what_is_rendered_meanwhile(short_dataset, tmp_path, unplug):
+    folder, lengths = shutil.copytree(short_dataset, tmp_path / "data"), [100, 100, 32]
+    splits = dict(zip(SPLITS, (16, 16, 200)))
+    shard = (folder / "shard-00002.h5").rename(tmp_path / "later.h5")
+    (folder / "stats.npz").unlink()
+    write_splits(folder, lengths, splits)
+    unplug(7)
+    run(folder, tmp_path / "out", TINY, stop=True)
+    shard.rename(folder / "shard-00002.h5")
+    write_splits(folder, lengths, splits)
+    started = unplug(None)
+    path, _ = run(folder, tmp_path / "out", TINY)
+    assert started == [0, 4]
+    assert (read_record(path)["clips"], read_record(path)["library"]) == (200, 100)
+
+
 def test_a_fresh_training_forgets_another(short_dataset, tmp_path):
     run(short_dataset, tmp_path, THREE)
     (tmp_path / "last.ckpt").unlink()
@@ -274,7 +268,7 @@ def test_a_library_that_cannot_be_made_is_known_before_the_training(short_space,
     folder = generate(tmp_path / "data", short_space, 20, 2, 2, shard_size=30, edits=0, workers=1)
     with h5py.File(folder / "shard-00000.h5", "r+") as file:
         file["param_array"][7, 0] += 0.1
-    with pytest.raises(DatasetError, match=r"training clip 3 of .* is not what seed 0 draws"):
+    with pytest.raises(DatasetError, match=r"training clip .* is not what seed 0 draws"):
         run(folder, tmp_path / "out", THREE)
     assert not (tmp_path / "out" / "last.ckpt").exists()
 
@@ -288,7 +282,6 @@ def test_a_model_is_kept_though_its_library_fails(short_dataset, tmp_path, monke
         run(short_dataset, tmp_path, THREE)
     model = load_model(tmp_path / "model.safetensors")
     assert model.library is None and read_record(tmp_path / "model.safetensors")["library"] == 0
-    monkeypatch.undo()
 
 
 def test_what_is_heard_weighs_more(short_space):
@@ -304,22 +297,21 @@ def test_what_is_heard_weighs_more(short_space):
     assert 0 < least < most / 3
 
 
-def test_what_is_audible_is_read_and_nothing_is_played(short_dataset, short_space, tmp_path, monkeypatch):
-    seen = []
+def test_what_is_audible_is_read_and_nothing_is_played(mine, short_space, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Dexed, "__init__", lambda synth: pytest.fail("a synth was opened"))
+    seen, training = [], dataclasses.replace(THREE, batch_size=4)
     monkeypatch.setattr(module, "loss_weights", lambda *args: (seen.append(args), loss_weights(*args))[1])
-    with pytest.warns(UserWarning, match="does not say what is audible; all parameters weigh the same"):
-        run(short_dataset, tmp_path / "even", THREE)
-    assert not seen
-    folder, dB = (
-        shutil.copytree(short_dataset, tmp_path / "heard"),
-        np.arange(1, 2 + len(short_space.parameters) + 2),
-    )
-    with h5py.File(folder / "train.h5", "r+") as file:
-        file.attrs["audible"] = dB.astype(np.float32)
-    run(folder, tmp_path / "weighted", THREE)
-    ((space, audible),) = seen
-    assert space == short_space and audible.to_list() == dB.tolist()
+    audible = np.random.default_rng(0).exponential(size=len(list(short_space)))
+    with h5py.File(mine / "train.h5", "r+") as file:
+        file.attrs["audible"] = audible.astype(np.float32)
+    run(mine, tmp_path / "weighted", training)
+    assert seen[0][0] == short_space and seen[0][1].tolist() == audible.astype(np.float32).tolist()
+    with h5py.File(mine / "train.h5", "r+") as file:
+        del file.attrs["audible"]
+    assert "audible" not in capsys.readouterr().out
+    run(mine, tmp_path / "even", training)
+    assert capsys.readouterr().out.count("does not say what is audible; all parameters weigh the same") == 1
+    assert len(seen) == 1
 
 
 def test_the_rate_warms_up_and_decays(short_space):
@@ -393,10 +385,7 @@ def test_it_runs_from_files_of_parameters(command, short_dataset, tmp_path, caps
     values = dataclasses.asdict(MODEL) | dataclasses.asdict(THREE) | {"steps": 9}
     command(values | {"folder": str(short_dataset), "out": str(tmp_path / "out")}, {"steps": 1})
     said = capsys.readouterr().out.splitlines()
-    assert (
-        said == ["training on cpu in 32-true", str(tmp_path / "out" / "model.safetensors")]
-        or torch.cuda.is_available()
-    )
+    assert said[0].endswith(" in 32-true") and said[-1] == str(tmp_path / "out" / "model.safetensors")
     assert state(tmp_path / "out")["global_step"] == 1
 
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from synthnb import __version__
-from synthnb.cli import main
+from synthnb.cli import UPDATE, main
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
@@ -113,23 +113,14 @@ def test_match_shows_its_progress_on_one_line_of_a_terminal(capsys, monkeypatch,
     assert "renders  distance" in err
 
 
-def test_elsewhere_progress_is_a_line_now_and_then(capsys, tmp_path, sound, checkpoint):
+def test_elsewhere_progress_is_a_line_now_and_then(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    monkeypatch.setitem(UPDATE, False, 1000.0)  # seconds
+    monkeypatch.setenv("TQDM_MININTERVAL", "5")
     assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path), "--seconds", 1]]) == 0
     err = capsys.readouterr().err
     assert "\r" not in err
-    assert len([line for line in err.splitlines() if "renders  distance" in line]) == 1  # one in five seconds
-    command = [
-        "generate",
-        str(tmp_path / "set"),
-        "--train",
-        "4",
-        "--val",
-        "0",
-        "--test",
-        "0",
-        "--workers",
-        "1",
-    ]
+    assert len([line for line in err.splitlines() if "renders  distance" in line]) == 1
+    command = ["generate", str(tmp_path / "set"), *"--train 4 --val 0 --test 0 --workers 1".split()]
     done = subprocess.run(
         [sys.executable, "-m", "synthnb", *command], capture_output=True, text=True, check=True
     )

@@ -24,7 +24,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from synthnb.features.fast import FAINTEST_FRAME, MelSpectrum, Spectrum, transport
-from synthnb.features.mel import TOP_DB
+from synthnb.features.mel import FAINTEST, TOP_DB
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, Parameter, ParameterSpace, Patch
 
@@ -33,7 +33,6 @@ METRICS = {"MSS": "lower", "wMFCC": "lower", "SOT": "lower", "RMS": "higher"}
 
 #: Seconds of window and of hop, and mel bands.
 MSS_SCALES = ((0.010, 0.005, 32), (0.025, 0.010, 64), (0.100, 0.050, 128))
-FAINTEST = 1e-10  #: power at which decibels stop falling (librosa's `amin`)
 MFCC_FRAME = (0.050, 0.010)  #: seconds of window, of hop
 SOT_FRAME = (0.050, 0.020)
 RMS_FRAME = (0.050, 0.025)

@@ -13,6 +13,7 @@ from synthnb.sound import SAMPLE_RATE
 
 WINDOW, HOP, BANDS = 1102, 441, 128  # 25 ms and 10 ms, rounded down, as in the synth-permutations datasets
 TOP_DB = 80.0
+FAINTEST = 1e-10  #: power at which decibels stop falling (librosa's `amin`)
 FRAMES_PER_CALL = 8192  # spectra held at once by a GPU: 20 clips of 4 s, 70 MB
 
 
@@ -35,8 +36,8 @@ def log_mel(audio: torch.Tensor) -> torch.Tensor:
     power = power.reshape(*audio.shape[:-1], *power.shape[-2:])
     peak = power.amax(dim=(-3, -2, -1), keepdim=True)
     # librosa would give silence 0 dB, its own maximum. (Binary logarithms are the fastest.)
-    reference = torch.where(peak > 0, peak.clamp_min(1e-10).log2(), torch.inf)
-    return power.clamp_min(1e-10).log2_().sub_(reference).mul_(10 * math.log10(2)).clamp_(-TOP_DB, 0.0)
+    reference = torch.where(peak > 0, peak.clamp_min(FAINTEST).log2(), torch.inf)
+    return power.clamp_min(FAINTEST).log2_().sub_(reference).mul_(10 * math.log10(2)).clamp_(-TOP_DB, 0.0)
 
 
 def coarse(mel: torch.Tensor) -> torch.Tensor:

@@ -33,17 +33,21 @@ export JUPYTER_PLATFORM_DIRS := 1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
-
-$(VENV)/.done: pyproject.toml requirements.lock
-	@set -e; if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+define venv
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 		python='$(PYTHON)'; \
 		test -n "$$python" || { echo "No Python 3.11 or newer with venv was found. Install one (Debian, Ubuntu:" \
 			"apt install python3-venv) or say where it is: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 		"$$python" -m venv $(VENV); \
-	fi; \
-	echo "Installing synthnb and its packages into $(VENV); this takes a few minutes ..."; \
-	$(PY) -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) \
+	fi
+endef
+
+setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
+
+$(VENV)/.done: pyproject.toml requirements.lock
+	$(venv)
+	@echo "Installing synthnb and its packages into $(VENV); this takes a few minutes ..."
+	@$(PY) -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) \
 		--constraint requirements.lock --editable '.[notebooks,dev]'
 	@# Kernels listen on this machine only; without this, each start warns that they do so unencrypted.
 	@mkdir -p $(VENV)/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" >$(VENV)/etc/ipython/ipython_kernel_config.py
@@ -110,7 +114,8 @@ format: setup ## mend what lint can mend by itself
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-lock: setup ## choose the exact versions of all packages anew, for every platform (ARGS=--upgrade: the newest)
+lock: ## choose the exact versions of all packages anew, for every platform (ARGS=--upgrade: the newest)
+	$(venv)
 	@$(PY) -m pip install --quiet uv
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --all-extras --annotation-style line \
 		--custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file requirements.lock

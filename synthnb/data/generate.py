@@ -137,10 +137,10 @@ def _features(sounds: torch.Tensor, keep: str) -> dict[str, np.ndarray]:
     mel = log_mel(sounds)
     if keep == "compact":
         return {"coarse": pack(coarse(mel).numpy())}
-    audio = (
-        {"audio": sounds.half().numpy()} if keep == "audio" else {}
-    )  # numpy's half takes four times as long
-    return audio | {"mel_spec": mel.half().numpy()}
+    kept = {"mel_spec": mel} | ({"audio": sounds} if keep == "audio" else {})
+    return {
+        name: values.half().numpy() for name, values in kept.items()
+    }  # NumPy's half takes four times as long
 
 
 @functools.cache
@@ -231,15 +231,19 @@ def generate(
             leftover.unlink()
     sweep(folder)
     patches = min(audible_patches, int(clips / (AUDIBLE_COST * len(list(space)))))
-    audible = _read_audible(folder, recipe, patches)
-    if own == 1 and not audible:
-        audible = _measure_audible(space, recipe, patches, workers, progress)
 
-    def show() -> None:
-        write_splits(folder, lengths, splits, **(audible or _read_audible(folder, recipe, patches)))
+    audible: dict = {}
+
+    def show(measure: bool = False) -> None:
+        nonlocal audible
+        audible = audible or _read_audible(folder, recipe, patches)
+        if measure and patches and not audible:
+            found = audibility(space, patches, seed, loudness_floor, workers, progress)
+            audible = {"audible": found.to_numpy(np.float32), "audible_patches": patches}
+        write_splits(folder, lengths, splits, **audible)
 
     if todo:
-        show()
+        show(measure=own == 1)
     shown, count = time.monotonic(), sum(lengths[own - 1 :: parts])
     jobs = {shard: (folder, recipe, *shard) for shard in todo}
     with tqdm(total=count, initial=count - sum(n for _, n in todo), unit="clip", disable=not progress) as bar:
@@ -249,61 +253,57 @@ def generate(
                 show()
                 shown = time.monotonic()
     complete = parts == 1 or not missing_shards(folder, recipe, clips)
-    if complete and not (audible := audible or _read_audible(folder, recipe, patches)):
-        audible = _measure_audible(space, recipe, patches, workers, progress)
-    if not (complete and stats.is_file() and _splits_are(folder, splits, audible)):
-        stats.unlink(missing_ok=True)
-        show()
-        if complete:
-            write_stats(folder)
+    if complete and stats.is_file() and _are_shown(folder, recipe, splits, patches):
+        return folder
+    stats.unlink(missing_ok=True)
+    show(measure=complete)
+    if complete:
+        write_stats(folder)
     return folder
-
-
-def _measure_audible(
-    space: ParameterSpace, recipe: Recipe, patches: int, workers: int | str, progress: bool
-) -> dict:
-    if not patches:
-        return {}
-    measured = audibility(space, patches, recipe.seed, recipe.loudness_floor, workers, progress)
-    return {"audible": measured.to_numpy(np.float32), "audible_patches": patches}
 
 
 def _read_audible(folder: Path, recipe: Recipe, patches: int) -> dict:
     """What was measured before, on as many patches or more."""
-    attributes = _attributes(folder / "train.h5")
-    for name in ("space", "seed", "loudness_floor"):
-        if str(attributes.get(name)) != str(getattr(recipe, name)):
-            return {}
-    if attributes.get("audible_patches", 0) < patches:
+    shown = _shown(folder / "train.h5")
+    same = all(
+        str(shown.get(name)) == str(getattr(recipe, name)) for name in ("space", "seed", "loudness_floor")
+    )
+    if not same or shown.get("audible_patches", 0) < patches:
         return {}
-    return {name: attributes[name] for name in ("audible", "audible_patches") if name in attributes}
+    return {name: shown[name] for name in ("audible", "audible_patches") if name in shown}
 
 
-def _attributes(split: Path) -> dict:
-    """Of a split, and the number of its clips; nothing of one that is not there or damaged, and is made again."""
+def _are_shown(folder: Path, recipe: Recipe, splits: dict[str, int], patches: int) -> bool:
+    """Whether the splits show all clips, and how audible parameters are."""
+    right = all(_shown(folder / f"{split}.h5").get("clips") == count for split, count in splits.items())
+    return right and bool(_read_audible(folder, recipe, patches) or not patches)
+
+
+def _shown(split: Path) -> dict:
+    """Attributes of a split, its `clips` and the `files` that hold them; nothing if it is not there or damaged."""
     if not split.is_file():
         return {}
     try:
         with reading(split) as file:
-            return {**file.attrs, "clips": len(file["param_array"])}
-    except DamagedFile:
+            return {
+                **file.attrs,
+                "clips": len(file["param_array"]),
+                "files": {p.file for p in read_pieces(file)},
+            }
+    except DamagedFile:  # it is made again
         return {}
 
 
 def _refuse_impossible(
     recipe: Recipe, splits: dict[str, int], workers: int | str, part: tuple[int, int]
 ) -> None:
-    family, (own, parts) = 1 + recipe.edits, part
-    if splits["train"] < 1 or min(splits.values()) < 0 or recipe.shard_size < 1:
+    (own, parts), family, size = part, 1 + recipe.edits, recipe.shard_size
+    if splits["train"] < 1 or min(splits.values()) < 0 or size < 1:
+        raise DatasetError(f"{splits} clips in shards of {size}: at least one training clip is needed")
+    if family < 1 or any(count % family for count in (*splits.values(), size)):
         raise DatasetError(
-            f"{splits} clips in shards of {recipe.shard_size}: at least one training clip is needed"
+            f"{splits} clips with {recipe.edits} edits each in shards of {size}: all must be multiples of {family}"
         )
-    if recipe.edits < 0 or any(count % family for count in splits.values()):
-        raise DatasetError(
-            f"{splits} clips with {recipe.edits} edits each: all must be multiples of {family}"
-        )
-    if recipe.shard_size % family:
-        raise DatasetError(f"shards of {recipe.shard_size} clips: whole families of {family} are needed")
     if recipe.keep not in KEEP:
         raise DatasetError(f"keep {recipe.keep}: it is one of {', '.join(KEEP)}")
     if recipe.seed < 0:
@@ -317,24 +317,9 @@ def _refuse_impossible(
 def _refuse_other_splits(folder: Path) -> None:
     """Raise `DatasetError` if a split shows clips that `generate` did not render here: it would be overwritten."""
     for path in (folder / f"{split}.h5" for split in SPLITS):
-        if not path.is_file():
-            continue
-        try:
-            with reading(path) as file:
-                files = [piece.file for piece in read_pieces(file)]
-        except DamagedFile:  # it is made again
-            continue
-        for name in files:
+        for name in _shown(path).get("files", ()):
             if not re.fullmatch(r"shard-\d{5,}\.h5", name):
                 raise DatasetError(
                     f"{path} shows clips of {name}, which were not generated into this folder (a subset, or another "
                     "tool's dataset); use an empty folder"
                 )
-
-
-def _splits_are(folder: Path, splits: dict[str, int], attributes: dict) -> bool:
-    found = {split: _attributes(folder / f"{split}.h5") for split in splits}
-    return all(
-        found[split].get("clips") == count and attributes.keys() <= found[split].keys()
-        for split, count in splits.items()
-    )

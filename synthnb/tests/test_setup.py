@@ -102,15 +102,6 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
     assert needed <= names(PROJECT["dependencies"]) | optional, "pyproject.toml does not ask for it"
 
 
-def test_an_installed_synthnb_carries_its_data():
-    """Hatchling packs every file of the package, except those that git ignores: no pattern may match the data."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("needs git and a checkout")
-    data = ["synthnb/space/any.yaml", "synthnb/checkpoints/any.safetensors", "synthnb/checkpoints/any.json"]
-    result = subprocess.run(["git", "check-ignore", *data], cwd=ROOT, capture_output=True, text=True)
-    assert result.stdout == "", "git ignores files that an installed synthnb needs"
-
-
 # --- Makefile and README ----------------------------------------------------------------------------------------------
 
 

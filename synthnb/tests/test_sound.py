@@ -314,6 +314,7 @@ def test_big_endian_wav_is_whole_and_its_cut_is_noticed():
         decode_sound(file.getvalue()[:20_000], "x.wav")
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("kind", "chunk"), [("aiff", b"SSND"), ("rf64", b"ds64")])
 def test_damaged_files_print_nothing(tmp_path, kind, chunk, capfd):
     data = encode(sine(), kind=kind, subtype="PCM_16")

@@ -145,11 +145,11 @@ def random_clips(
     """A compact dataset of random pictures in place of sounds, to measure feeding with where the synth is missing."""
     folder, rng = Path(folder), np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(space.text, seed, keep="compact", shard_size=1000, edits=0)
+    recipe = Recipe(space.text, seed, keep="compact", shard_size=1000, edits=1)
     lengths = shard_lengths(clips, recipe.shard_size)
     frames = (1 + round(space.seconds * SAMPLE_RATE) // HOP) // 4
     for index, length in enumerate(lengths):
-        drawn = [draw(space, seed, index * recipe.shard_size + i, 0) for i in range(length)]
+        drawn = [draw(space, seed, *divmod(index * recipe.shard_size + i, 2)) for i in range(length)]
         fields = {
             "coarse": rng.integers(0, 256, (length, channels, BANDS // 2, frames), np.uint8),
             "param_array": np.stack([space.encode(*clip) for clip in drawn]),

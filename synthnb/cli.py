@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from synthnb import __version__
+from synthnb.data import EDITS, KEEP, TEST, TRAIN, VAL
 
 UPDATE = {True: 0.1, False: 5.0}  # seconds between two updates of progress, in a terminal and elsewhere
 COMMANDS: list[tuple[Callable, str, tuple]] = []  # function, what it does, options
@@ -57,7 +58,7 @@ def part(text: str) -> tuple[int, int]:
 
 DATASET = option("folder", type=Path, help="of the dataset")
 NEW_FOLDER = option("--out", type=Path, required=True, help="a new folder")
-KEEP = "sound and spectrogram (audio), the spectrogram alone, or what an encoder looks at of it: 2 %% of the size"
+KEPT = "sound and spectrogram (audio), the spectrogram alone, or what an encoder looks at of it: 2 %% of the size"
 SEED = option("--seed", type=at_least(0), default=0, help="of all that is random (0)")
 SPACE = option("--space", help="of a dataset that doesn't say it: a space's name or .yaml file")
 WORKERS = option("--workers", type=at_least(1), default=-1, help="processes that render (all cores)")
@@ -117,7 +118,7 @@ def match(sound, out, model, candidates, seconds, seed, name, workers) -> None:
     option("what", help="a name such as dexed, the path of a .safetensors file, or a dataset's folder"),
 )
 def info(what) -> None:
-    from synthnb.data.check import describe
+    from synthnb.data.describe import describe
     from synthnb.models.checkpoint import checkpoint_path, load_model, read_record
 
     if any(Path(what).glob("*.h5")):
@@ -177,12 +178,14 @@ def surge() -> None:
     "render a dataset, or go on with one that was interrupted",
     option("folder", type=Path, help="where it goes"),
     option("--space", default="dexed", help="what patches are drawn from (dexed)"),
-    option("--train", type=at_least(0), default=1000, help="train clips (1000)"),
-    option("--val", type=at_least(0), default=100, help="val clips (100)"),
-    option("--test", type=at_least(0), default=100, help="test clips (100)"),
-    option("--edits", type=at_least(0), default=1, help="of every clip that is drawn, which follow it (1)"),
+    option("--train", type=at_least(0), default=TRAIN, help=f"train clips ({TRAIN})"),
+    option("--val", type=at_least(0), default=VAL, help=f"val clips ({VAL})"),
+    option("--test", type=at_least(0), default=TEST, help=f"test clips ({TEST})"),
+    option(
+        "--edits", type=at_least(0), default=EDITS, help=f"of every clip drawn, which follow it ({EDITS})"
+    ),
     SEED,
-    option("--keep", choices=("audio", "mel", "compact"), default="audio", help=KEEP),
+    option("--keep", choices=KEEP, default=KEEP[0], help=KEPT),
     option("--scheduler", help="address of a dask scheduler (tcp://host:8786) whose workers render instead"),
     option("--part", type=part, default=(1, 1), metavar="K/N", help="render the K-th of N parts only"),
     WORKERS,
@@ -216,7 +219,8 @@ def featurize(folder, feature, batch, weights, workers) -> None:
 
 @command("read a whole dataset and name what is wrong with it; exit code 1 if anything is", DATASET, SPACE)
 def check(folder, space) -> int:
-    from synthnb.data.check import check, describe
+    from synthnb.data.check import check
+    from synthnb.data.describe import describe
     from synthnb.data.shards import DatasetError
 
     problems = check(folder, space)

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from synthnb import __version__
+from synthnb.data import EDITS, KEEP, SHARD_SIZE, TEST, TRAIN, VAL
 from synthnb.data.audibility import audibility
 from synthnb.data.draw import sample_clips
 from synthnb.data.pool import each
@@ -46,8 +47,6 @@ from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import Synth, open_space
 
 CLIPS_PER_BATCH = 32  # drawn, turned into features and written together
-TRAIN, VAL, TEST = 1000, 100, 100  # clips, where nothing else is said
-KEEP = ("audio", "mel", "compact")
 SPARE = 8 << 20  # bytes that stay free on the disk
 AUDIBLE_PATCHES, AUDIBLE_COST = 40, 10  # the second: renders of a dataset for every one that measures
 EVERY = 30.0  # seconds between two looks at what the splits can show
@@ -70,9 +69,9 @@ class Recipe:
     space: str
     seed: int = 0
     loudness_floor: float = LOUDNESS_FLOOR
-    keep: str = "audio"
-    shard_size: int = 500
-    edits: int = 1
+    keep: str = KEEP[0]
+    shard_size: int = SHARD_SIZE
+    edits: int = EDITS
 
 
 def write_shard(folder: Path, recipe: Recipe, index: int, length: int) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from synthnb.cli import main
-from synthnb.data.check import check, describe
+from synthnb.data.check import check
+from synthnb.data.describe import describe
 from synthnb.data.generate import generate
 from synthnb.data.shards import DatasetError
 from synthnb.data.splits import write_splits

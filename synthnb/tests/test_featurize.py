@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import h5py
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -96,6 +97,23 @@ def test_without_audio_the_clips_are_rendered_again(small, tmp_path, short_space
     for name in SPLITS:
         mel = arrays(lean / f"{name}.h5")["mel_spec"]
         assert mel.tobytes() == arrays(small / f"{name}.h5")["mel_spec"].tobytes()
+
+
+def test_no_more_is_rendered_than_is_soon_taken(tmp_path, short_space, monkeypatch):
+    lean = render(tmp_path / "lean", short_space, keep="compact")
+    rendered = []
+
+    def count(text, vectors):
+        rendered.append(len(vectors))
+        return np.zeros((len(vectors), 1, 22_050), np.float32)
+
+    monkeypatch.setattr(featurize, "_render", count)
+    with h5py.File(lean / "shard-00000.h5") as file, joblib.parallel_config("threading"):
+        sounds = featurize._audio(file, lean, 1, workers=2)
+        next(sounds)
+        time.sleep(0.3)
+        assert sum(rendered) <= 4
+        assert len(list(sounds)) == 7 and sum(rendered) == 8
 
 
 def test_a_batch_of_one_equals_a_batch_of_many(mine, tmp_path):

@@ -2,6 +2,8 @@
 
 import itertools
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -231,6 +233,19 @@ def test_a_training_begun_on_a_tenth_of_a_folder_takes_in_the_rest(lean, tmp_pat
     assert data.clips == 8 and clips(4) == set(range(8))
     render(folder, short_space, 48, 8, 8, **sizes)
     assert clips(24) == set(range(48))
+
+
+def test_a_training_needs_no_synth(lean):
+    code = """
+import sys
+sys.modules["dexed"] = sys.modules["pedalboard"] = None
+from synthnb.data.feed import ClipData
+from synthnb.data.library import Library
+from synthnb.synths import Synth
+batch = next(iter(ClipData(sys.argv[1], 4).train_dataloader()))
+assert len(batch["mel"]) == 4 and len(Library.build(sys.argv[1])) == 24
+"""
+    subprocess.run([sys.executable, "-c", code, lean], check=True)
 
 
 def test_how_audible_parameters_are_comes_with_a_dataset(mine, short_space):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthnb.data import audibility as measuring
 from synthnb.data import generate as generating
 from synthnb.data.draw import draw, sample_clip, sample_clips
 from synthnb.data.generate import generate
@@ -15,6 +16,7 @@ from synthnb.data.shards import DatasetError, open_split, shard_lengths, unpack
 from synthnb.features import coarse, log_mel
 from synthnb.sound import loudness
 from synthnb.space import ParameterSpace
+from synthnb.synths import SynthCrash
 
 
 def render(folder, space, train=12, val=4, test=4, **settings):
@@ -221,6 +223,22 @@ def test_how_audible_parameters_are_is_measured_once_and_kept(tmp_path, space, m
     assert measured == [2]
     render(tmp_path, tiny, 16)
     assert measured == [2, 3]
+
+
+def test_a_change_that_crashes_the_synth_is_not_counted(short_space, synth, monkeypatch):
+    class Fragile:
+        channels, ceiling, pitches = 1, synth.ceiling, set()
+
+        def render(self, patch, note, seconds):
+            self.pitches.add(note.pitch)
+            if len(self.pitches) > 1:
+                self.pitches.discard(note.pitch)
+                raise SynthCrash("it crashed")
+            return synth.render(patch, note, seconds)
+
+    monkeypatch.setattr(measuring, "open_space", lambda text: (short_space, Fragile()))
+    found = measuring.audibility(short_space, patches=1, workers=1)
+    assert found["pitch"] == 0 and (found > 0).sum() > 20 and np.isfinite(found).all()
 
 
 def test_a_tiny_dataset_is_not_measured(small):

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from synthnb.cli import main
-from synthnb.data.check import check, describe
+from synthnb.data.check import check
+from synthnb.data.describe import describe
 from synthnb.data.feed import ClipData
 from synthnb.data.generate import generate
 from synthnb.data.layouts import export, write_subset

@@ -32,8 +32,7 @@ class TunedDistance(Distance):
         """Of renders `(batch, channels, samples)`: float64 `(batch,)`, 0 or more."""
         values = super().__call__(renders)
         if self.pitch:
-            cents = [self.cents(render) for render in renders]
-            values += [1.0 if c is None else min(1.0, abs(c) / 100) for c in cents]
+            values += [out_of_tune(self.cents(render)) for render in renders]
         return values
 
     def _mss(self, padded: np.ndarray) -> float:
@@ -50,3 +49,8 @@ class TunedDistance(Distance):
         """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""
         pitch = self.pitch and find_pitch(render)
         return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else None
+
+
+def out_of_tune(cents: float | None) -> float:
+    """What tuning adds to the distance from a pitched target, 0 to 1; None is a render without pitch."""
+    return 1.0 if cents is None else min(1.0, abs(cents) / 100)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import cma
@@ -21,7 +21,7 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.metrics import Distance
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import TunedDistance, out_of_tune
 from synthnb.search.match import Candidate, Match, at_key
 from synthnb.sound import SAMPLE_RATE, check_sound
 from synthnb.space import ParameterSpace, SpaceError
@@ -35,7 +35,6 @@ EDITS = 1  # of the best so far, drawn, rendered and ranked before it goes on
 FROM_NOISE = {"guidance": 3.0, "temperature": 0.6}  # how the flow is sampled without a source
 SIGMA = 0.06  # of the first CMA-ES steps, in quantiles
 POPULATION = 16
-FEW = 4  # candidates that are brought into key before the best is refined
 REMEMBERED = 32  # renders
 #: Peaks. The floor of spectrograms (power 1e-10) begins to hide the quiet cells of a sound that peaks under -40 dBFS,
 #: up to 2.5 dB on average at -50 and 11 at -60, so such a sound is raised to -6.
@@ -153,6 +152,12 @@ class Matcher:
         except SpaceError:
             return None
 
+    def _tuning(self, vector: np.ndarray) -> set[str]:
+        """Names of what transposes a patch: the note's pitch, and what the synth changes for a semitone."""
+        patch, _ = self.space.decode(vector)
+        moved = self.synth.transpose(patch, 1) or self.synth.transpose(patch, -1) or patch
+        return {"pitch", *(name for name in patch if moved[name] != patch[name])}
+
     def distances(self, target: Distance, vectors: np.ndarray, key: int | None = None) -> np.ndarray:
         """Render vectors `(n, width)` and measure them: float64 `(n,)`."""
         if self.workers == 1 or len(vectors) == 1:
@@ -223,13 +228,18 @@ class Matcher:
             ):
                 match.add(found(vector, origin) for vector in vectors)
                 step(len(vectors))
-            if match.pitch:
-                vectors = self.moves([c.vector for c in match.candidates[:FEW]], distance)
-                match.add(found(vector, "moved") for vector in vectors)
+            nearest = min(match.candidates, key=lambda c: c.distance - out_of_tune(c.cents))
+            if match.pitch and out_of_tune(nearest.cents) >= 0.5:
+                # Its pitch may have been misheard, so every key within an octave is tried.
+                vectors = [self.transpose(nearest.vector, off) for off in range(-12, 13) if off]
+                match.add(found(vector, "moved") for vector in vectors if vector is not None)
                 step(len(vectors))
             since, most = time.perf_counter(), distance.mss(match.best.audio[None])[0]
             bounded = distance.bounded(most)
-            for vectors, values in self.refine(bounded, match.best.vector, seconds, renders, seed, match.key):
+            held = self._tuning(match.best.vector) if match.pitch and out_of_tune(match.cents()) < 0.5 else ()
+            for vectors, values in self.refine(
+                bounded, match.best.vector, seconds, renders, seed, match.key, held
+            ):
                 match.refining = time.perf_counter() - since
                 if values.min() < match.best.distance:
                     better = found(vectors[values.argmin()], "refined")
@@ -249,13 +259,13 @@ class Matcher:
         renders: int | None = None,
         seed: int = 0,
         key: int | None = None,
+        held: Collection[str] = (),
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """CMA-ES (Hansen's `cma`, diagonal) on the scalar parameters around `vector`, for `seconds` or `renders`.
 
-        It moves in quantiles, where every parameter has the same scale; categories stay, and with a `key` the note's
-        pitch. Yields every population, vectors `(n, width)` and distances `(n,)`.
+        It moves in quantiles, where every parameter has the same scale; categories stay, and those that are `held`.
+        Yields every population, vectors `(n, width)` and distances `(n,)`.
         """
-        held = {"pitch"} if key is not None else set()
         free = [p.name for p in self.space if p.kind != "categorical" and p.name not in held]
         columns = [self.space.columns[name].start for name in free]
         centre, rng = self.space.to_quantiles(vector), np.random.default_rng(seed)

@@ -424,11 +424,21 @@ def test_the_key_that_was_recorded_is_the_key_to_press(matcher, synth, monkeypat
     np.testing.assert_array_equal(sound, match.best.audio)
 
 
-def test_refining_holds_the_note_of_a_pitched_sound(matcher, target):
-    start, column = vectors(matcher, 1)[0], matcher.space.columns["pitch"]
-    for key, kept in ((60, True), (None, False)):
-        population, _ = next(matcher.refine(Distance(target), start, key=key))
-        assert (population[:, column] == start[column]).all() == kept
+def test_what_is_in_tune_is_refined_without_being_transposed(matcher, monkeypatch, pitched):
+    space, held, refine = matcher.space, [], matcher.refine
+    audio = matcher.synth.render(space.default_patch, NOTE, 0.5)[:1]
+    monkeypatch.setattr(matcher, "refine", lambda *given: held.append(given[-1]) or refine(*given))
+    for note, names in ((NOTE, {"pitch", "transpose"}), (NOTE._replace(pitch=67), ())):
+        vector = space.encode(space.default_patch, note)
+        monkeypatch.setattr(matcher, "start", lambda *_, vector=vector: vector[None])
+        monkeypatch.setattr(matcher, "transpose", lambda *_: None)
+        matcher.match(audio, 1, seconds=0)
+        assert held.pop() == names
+    start = vectors(matcher, 1)[0]
+    population, _ = next(refine(Distance(audio), start, held={"pitch", "transpose"}))
+    kept = [space.columns[name].start for name in ("pitch", "transpose")]
+    np.testing.assert_allclose(population[:, kept], np.tile(start[kept], (len(population), 1)), atol=1e-6)
+    assert population.std(axis=0).max() > 0
 
 
 def test_what_is_out_of_tune_is_farther_by_up_to_one(pitched):

@@ -14,32 +14,41 @@ PARAMS ?=
 SOUND ?=
 OUT ?= outputs/match
 MODEL ?= dexed
-# More arguments for JupyterLab: make lab ARGS="--no-browser --port 8080"
+# More arguments, for those that take them: make lab ARGS="--no-browser --port 8080"; make lock ARGS=--upgrade
 ARGS ?=
 # Where else pip may look. On Linux without an NVIDIA card, PyTorch's index of CPU builds saves gigabytes.
 INDEX ?=
+
+# Test files side by side, one core each. Notebooks go one after the other: some use what others leave.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults lab data train evaluate match surge lint format clean
+.PHONY: help setup demo test test-release test-slow test-faults test-fuzz lab data train evaluate match surge
+.PHONY: lint format lock wheel clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
-setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
-
-$(VENV)/.done: pyproject.toml
-	@set -e; if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+define venv
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 		python='$(PYTHON)'; \
 		test -n "$$python" || { echo "No Python 3.11 or newer with venv was found. Install one (Debian, Ubuntu:" \
 			"apt install python3-venv) or say where it is: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 		"$$python" -m venv $(VENV); \
-	fi; \
-	echo "Installing synthnb and its packages into $(VENV); this takes a few minutes ..."; \
-	$(PY) -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) --editable .
+	fi
+endef
+
+setup: $(VENV)/.done ## make .venv and install synthnb with all it needs (the others do this by themselves)
+
+$(VENV)/.done: pyproject.toml requirements.lock
+	$(venv)
+	@echo "Installing synthnb and its packages into $(VENV); this takes a few minutes ..."
+	@$(PY) -m pip install --quiet $(if $(INDEX),--extra-index-url $(INDEX)) \
+		--constraint requirements.lock --editable '.[notebooks,dev]'
 	@# Kernels listen on this machine only; without this, each start warns that they do so unencrypted.
 	@mkdir -p $(VENV)/etc/ipython && echo "c.IPKernelApp.log_level = 'ERROR'" >$(VENV)/etc/ipython/ipython_kernel_config.py
 	@touch $@
@@ -54,14 +63,20 @@ demo: setup ## match a real recording: outputs/demo/ gets the preset, both sound
 	@echo "See outputs/demo/: $$(ls -m outputs/demo | tr -d '\n')"
 
 test: setup ## run the quick tests, then every notebook from top to bottom
-	@$(PY) -m pytest synthnb/tests
+	@$(PYTEST) synthnb/tests
 	@$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
 
+test-release: setup ## what a release must hold: README's snippets run, the wheel works, matches come as close as ever
+	@$(PY) -m pytest -m release synthnb/tests/test_release.py
+
 test-slow: setup ## run the tests that take minutes
-	@$(PY) -m pytest -m slow synthnb/tests || test $$? -eq 5 # 5: there are none
+	@$(PY) -m pytest -m slow synthnb/tests
 
 test-faults: setup ## break datasets in every way that is known, and show what they survive
 	@$(PY) -m pytest -m "slow or not slow" -s --show-capture=no synthnb/tests/test_faults.py
+
+test-fuzz: setup ## feed damaged files of every kind to everything that reads files (minutes, seeded)
+	@$(PY) -m synthnb.tools.fuzz
 
 lab: setup ## open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab $(ARGS) notebooks/00_tour.ipynb
@@ -98,6 +113,15 @@ lint: setup ## check style and common mistakes, in code and notebooks
 format: setup ## mend what lint can mend by itself
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+
+lock: ## choose the exact versions of all packages anew, for every platform (ARGS=--upgrade: the newest)
+	$(venv)
+	@$(PY) -m pip install --quiet uv
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --all-extras --annotation-style line \
+		--custom-compile-command "make lock" $(ARGS) pyproject.toml --output-file requirements.lock
+
+wheel: setup ## build dist/synthnb-*.whl: the package without its tests and tools
+	@$(PY) -m hatchling build -t wheel
 
 clean: ## remove .venv and caches (datasets/ and outputs/ stay)
 	@rm -rf .venv .pytest_cache .ruff_cache

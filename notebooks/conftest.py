@@ -1,7 +1,7 @@
 """What `make test` leaves out here: a notebook whose plugin is not installed."""
 
 from synthnb.synths import SynthError
-from synthnb.synths.vst3 import find_plugin
+from synthnb.synths.find import find_plugin
 
 collect_ignore = []
 try:

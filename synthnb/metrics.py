@@ -14,8 +14,6 @@ thousands of renders. `parameter_error` compares patches instead, where the true
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -25,12 +23,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from synthnb.features.fast import FAINTEST_FRAME, TOP_DB, MelSpectrum, Spectrum, mean_channel, transport
+from synthnb.features.fast import FAINTEST_FRAME, MelSpectrum, Spectrum, transport
+from synthnb.features.mel import FAINTEST, TOP_DB
 from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, Parameter, ParameterSpace, Patch
-
-with contextlib.redirect_stdout(io.StringIO()):  # in a notebook, dtw-python prints how to cite it
-    from dtw import dtw
 
 #: A table's columns, and which is better.
 METRICS = {"MSS": "lower", "wMFCC": "lower", "SOT": "lower", "RMS": "higher"}
@@ -71,16 +67,17 @@ def mss(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) 
 def wmfcc(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
     """Warped MFCC distance, at least 0, no unit; 0 is the same, an octave off about 9.5.
 
-    20 MFCCs (windows of 50 ms, hop 10 ms, 128 mel bands) of each channel, stacked; dynamic time warping
-    (Giorgino's dtw-python, step pattern `symmetric2`) where two frames cost their mean absolute difference;
-    the best path's cost divided by the sum of both lengths. The first coefficient is loudness, so level
-    matters.
+    20 MFCCs (windows of 50 ms, hop 10 ms, 128 mel bands) of each channel, stacked; dynamic time warping where
+    two frames cost their mean absolute difference, twice in a diagonal step (dtw-python's `symmetric2`); the
+    best path's cost divided by the sum of both lengths. The first coefficient is loudness, so level matters.
     """
     target, render = _pair(target, render, sample_rate)
     window, hop = (int(seconds * sample_rate) for seconds in MFCC_FRAME)
     sizes = {"sr": sample_rate, "n_mfcc": 20, "n_fft": window, "hop_length": hop, "n_mels": 128}
     a, b = (np.concatenate(librosa.feature.mfcc(y=x, **sizes)).T for x in (target, render))
-    return float(dtw(cdist(a, b, "cityblock") / a.shape[1], distance_only=True).normalizedDistance)
+    cost = cdist(a, b, "cityblock") / a.shape[1]
+    warped = librosa.sequence.dtw(C=cost, weights_mul=np.array([2.0, 1.0, 1.0]), backtrack=False)
+    return float(warped[-1, -1] / sum(cost.shape))
 
 
 def sot(target: np.ndarray, render: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
@@ -138,17 +135,16 @@ class Distance:
     """
 
     def __init__(self, target: np.ndarray, sample_rate: int = SAMPLE_RATE):
-        target = _check(target, sample_rate, "the target")
-        self.sample_rate = sample_rate
-        self.samples = target.shape[1]
-        self._margin = int(MSS_SCALES[-1][0] * sample_rate) // 2  # half the longest window
-        layout = (self.samples, self._margin, sample_rate)
-        self._mels = [MelSpectrum(*scale, *layout) for scale in MSS_SCALES]
-        self._spectrum = Spectrum(*SOT_FRAME, *layout)
-        padded = self._pad(target)
-        self._target_mels = [mel.decibels(padded) for mel in self._mels]
-        self._target_shares = _cumulative_shares(self._spectrum.magnitude(padded))
-        self._target_envelope = self._envelope(padded)
+        target = _mono_once(_check(target, sample_rate, "the target"))
+        self.sample_rate, self.samples = sample_rate, target.shape[1]
+        self._mels = [
+            MelSpectrum(*self._window_and_hop(window, hop), bands, sample_rate)
+            for window, hop, bands in MSS_SCALES
+        ]
+        self._spectrum = Spectrum(*self._window_and_hop(*SOT_FRAME))
+        self._target_mels = [_decibels(mel.power(target)) for mel in self._mels]
+        self._target_shares = _cumulative_shares(self._magnitude(target))
+        self._target_envelope = self._envelope(target)
 
     def __call__(self, renders: np.ndarray | torch.Tensor) -> np.ndarray:
         """The ranking distance, 0 or more: MSS, SOT and 1 - RMS in `UNITS`, added up with `WEIGHTS`."""
@@ -174,34 +170,32 @@ class Distance:
             wanted = f"(batch, channels, {self.samples}), as long as the target"
             raise ValueError(f"the renders have shape {renders.shape}; give {wanted}")
         for i, clip in enumerate(renders):
-            yield self._pad(_check(clip, self.sample_rate, f"render {i}"))
+            yield _mono_once(_check(clip, self.sample_rate, f"render {i}"))
 
-    def _pad(self, clip: np.ndarray) -> np.ndarray:
-        """On one channel if all are equal, with the zeros that the frames of every spectrum reach into."""
-        clip = _mono_once(clip)
-        padded = np.zeros((len(clip), self.samples + 3 * self._margin), dtype=np.float32)
-        padded[:, self._margin : self._margin + self.samples] = clip
-        return padded
+    def _window_and_hop(self, window: float, hop: float) -> tuple[np.ndarray, int]:
+        return librosa.filters.get_window("hann", int(window * self.sample_rate)), int(hop * self.sample_rate)
 
-    def _mss(self, padded: np.ndarray) -> float:
-        gaps = [
-            np.abs(a - mel.decibels(padded)).mean()
-            for a, mel in zip(self._target_mels, self._mels, strict=True)
-        ]
-        return float(np.mean(gaps))
+    def _mss(self, clip: np.ndarray) -> float:
+        mels = zip(self._target_mels, self._mels, strict=True)
+        return float(np.mean([np.abs(target - _decibels(mel.power(clip))).mean() for target, mel in mels]))
 
-    def _sot(self, padded: np.ndarray) -> float:
-        return float(transport(self._spectrum.magnitude(padded), self._target_shares))
+    def _sot(self, clip: np.ndarray) -> float:
+        return float(transport(self._magnitude(clip), self._target_shares))
 
-    def _rms(self, padded: np.ndarray) -> float:
-        return _cosine(self._target_envelope, self._envelope(padded))
+    def _magnitude(self, clip: np.ndarray) -> np.ndarray:
+        return self._spectrum.magnitude(clip.mean(axis=0, keepdims=True))[0]
 
-    def _envelope(self, padded: np.ndarray) -> np.ndarray:
+    def _rms(self, clip: np.ndarray) -> float:
+        return _cosine(self._target_envelope, self._envelope(clip))
+
+    def _envelope(self, clip: np.ndarray) -> np.ndarray:
         """`librosa.feature.rms`. A frame is two hops, and one sample more where rounding makes it so."""
         frame, hop = (int(seconds * self.sample_rate) for seconds in RMS_FRAME)
         frames = 1 + (self.samples + 2 * (frame // 2) - frame) // hop
-        start = self._margin - frame // 2
-        hops = mean_channel(padded)[0, start : start + (frames + 2) * hop].reshape(frames + 2, hop)
+        padded = np.zeros((frames + 2) * hop, dtype=np.float32)
+        used = clip.mean(axis=0)[: len(padded) - frame // 2]
+        padded[frame // 2 : frame // 2 + len(used)] = used
+        hops = padded.reshape(frames + 2, hop)
         squares = np.einsum("fs,fs->f", hops, hops)
         return np.sqrt((squares[:-2] + squares[1:-1] + (frame - 2 * hop) * hops[2:, 0] ** 2) / frame)
 
@@ -226,7 +220,7 @@ def parameter_error(space: ParameterSpace, a: tuple[Patch, Note], b: tuple[Patch
     modules = {p.module for p in space.parameters}
     sets = space.interchangeable_in(patch)
     moving = [module for blocks in sets for block in blocks for module in block]
-    total = sum(_gap(p, getattr(note, p.name), getattr(played, p.name)) for p in space.note)
+    total = sum(_gap(p, getattr(note, p.name), getattr(played, p.name)) for p in space.note_fields)
     if len(moving) > len(set(moving)):  # a swap in one set moves what another set swaps: try them all
         total += min(gaps(swapped, modules) for swapped in _all_swaps(space, patch, sets))
     else:
@@ -315,6 +309,12 @@ def _pair(target: np.ndarray, render: np.ndarray, sample_rate: int) -> tuple[np.
 
 def _mono_once(audio: np.ndarray) -> np.ndarray:
     return audio[:1] if np.array_equal(audio[0], audio[-1]) else audio
+
+
+def _decibels(power: np.ndarray) -> np.ndarray:
+    """`librosa.power_to_db(ref=np.max)`."""
+    decibels = 10 * np.log10(np.maximum(power, FAINTEST, out=power))
+    return np.maximum(decibels - decibels.max(), -TOP_DB)
 
 
 def _cumulative_shares(magnitude: np.ndarray) -> np.ndarray:

@@ -34,8 +34,10 @@ KHZ = (0.5, 1, 2, 4, 8, 16)
 ENVELOPE = 0.020  # seconds of an envelope's windows
 QUIETEST = -60.0  # dB below the loudest; envelopes are drawn down to here
 DPI = 80
+PLAIN = plt.rc_context({"text.parse_math": False})  # a dollar sign in a file's name is one
 
 
+@PLAIN
 def compare(target: np.ndarray, match: np.ndarray, title: str = "") -> Figure:
     """Target and match: log-mel spectrograms on one colour scale, below them how their levels move.
 
@@ -66,6 +68,7 @@ def compare(target: np.ndarray, match: np.ndarray, title: str = "") -> Figure:
     return fig
 
 
+@PLAIN
 def spectrograms(mels: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
     """A gallery of log-mel spectrograms, each `(channels, 128, frames)` in dB, on one colour scale."""
     columns = max(1, min(columns, len(mels)))
@@ -87,6 +90,7 @@ def spectrograms(mels: Sequence[np.ndarray], titles: Sequence[str], columns: int
     return fig
 
 
+@PLAIN
 def histograms(panels: Mapping[str, np.ndarray | Mapping[str, np.ndarray]], bins: int = 24) -> Figure:
     """One histogram beside the other.
 
@@ -113,6 +117,7 @@ def histograms(panels: Mapping[str, np.ndarray | Mapping[str, np.ndarray]], bins
     return fig
 
 
+@PLAIN
 def entropies(table: pd.DataFrame) -> Figure:
     """How open each parameter is: one dot per row (named below) and column, sorted by the last column.
 
@@ -134,6 +139,7 @@ def entropies(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@PLAIN
 def curves(table: pd.DataFrame) -> Figure:
     """Training curves from columns `step`, `train_loss`, `val_loss`; NaN where nothing was logged."""
     fig, grid = _figure(8.0, 3.2)
@@ -168,6 +174,7 @@ def curves(table: pd.DataFrame) -> Figure:
     return fig
 
 
+@PLAIN
 def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     """A search over time, from `Match.history`: seconds below, the renders they bought above, best distance."""
     seconds, renders, distance = (np.array(column, dtype=float) for column in zip(*history))
@@ -176,11 +183,11 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     ax.step(seconds, distance, where="post", color=MATCH, lw=2)
     ax.fill_between(seconds, distance, step="post", color=MATCH, alpha=0.12, lw=0)
     early = seconds[0] < 0.6 * seconds[-1] or len(seconds) == 1
-    for index, words, side in ((0, "best of the flow", 6 if early else -6), (-1, "refined", -6)):
+    for index, words, side in ((0, "first", 6 if early else -6), (-1, "best", -6)):
         ax.plot(seconds[index], distance[index], "o", color=MATCH, ms=6)
         if index == 0 or len(seconds) > 1:
             ax.annotate(
-                f"{words}: {distance[index]:.3f}",
+                f"{words}: {distance[index]:.2f}",
                 (seconds[index], distance[index]),
                 (side, 8 if index == 0 or distance[-1] < 0.2 * distance[0] else -15),
                 textcoords="offset points",
@@ -201,6 +208,7 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     return fig
 
 
+@PLAIN
 def versus(results: Mapping[str, pd.DataFrame], across: str, up: str, metric: str) -> Figure:
     """Two systems, sound by sound: one panel for each table of `evaluate`, equal results lie on the line."""
     fig, grid = _figure(3.4 * len(results), 3.5)

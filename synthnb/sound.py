@@ -8,30 +8,30 @@ The one place that says what a usable sound is. In memory a sound is float32, sh
     loudness(target)                    # LUFS
 """
 
-import io
+import functools
 import os
 from pathlib import Path
-from typing import BinaryIO
 
-import numba
 import numpy as np
-import soundfile
-import soxr
-from scipy.io import wavfile
-from scipy.ndimage import median_filter
-from scipy.signal import lfilter
+
+from synthnb.containers import CONTAINERS, Memory, defect, mend
 
 SAMPLE_RATE = 44_100
 LONGEST = 60.0  #: seconds of a file that are read; what comes later is ignored
+LARGEST = 1 << 27  #: bytes of a file that are read
 SHORTEST = 0.05  #: seconds; less holds no pitch and no envelope to match
 QUIETEST = -60.0  #: dBFS, peak; a 16-bit recording has 33 steps left there
+LOUDEST = (
+    24.0  #: dBFS, peak; a file beyond it holds floats scaled like integers, and is brought down to 0 dBFS
+)
 LEAD = 0.003  #: seconds kept before the onset, so that the attack is whole
 FADE = 0.010  #: seconds of fade-out where a sound is cut
 BLOCK_HOP, BLOCK_HOPS = SAMPLE_RATE // 10, 4  #: loudness is taken in blocks of 400 ms, one every 100 ms
 GATE = -70.0  #: LUFS; quieter blocks do not count
+K_GAIN = 2.55  #: most that K-weighting raises power
 
-#: How files of the usual formats begin (mp3: an ID3 tag or a frame); one of these that cannot be read is damaged.
-MAGIC = (b"RIFF", b"RF64", b"FORM", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3")
+#: How mp3 files begin: an ID3 tag or a frame. One of a known kind that cannot be read is damaged.
+MP3 = (b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3")
 AGAIN = "copy it again, or convert it to wav, flac, mp3, ogg or aiff ('ffmpeg -i input output.wav' does that)"
 
 
@@ -40,29 +40,60 @@ class UnusableSound(ValueError):
 
 
 def read_sound(path: str | os.PathLike) -> np.ndarray:
-    """Read a sound file -> float32 (channels, samples) at 44.1 kHz.
+    """Read a sound file, or a pipe -> float32 (channels, samples) at 44.1 kHz.
 
-    Reads what libsndfile reads: wav, flac, mp3, ogg (Vorbis, Opus), aiff and some rarer ones, at any rate and bit
+    Reads what libsndfile reads: wav, flac, mp3, ogg (Vorbis, Opus, FLAC), aiff and some rarer ones, at any rate and bit
     depth. Mono stays mono and stereo stays stereo; more than two channels become their mean, mono, because no stereo
-    pair can be guessed from a count. Only the first 60 s are read, however long the file: the note must begin there.
-    Other rates go through soxr's "VHQ" (measured: aliases under -150 dB, flat to 0.003 dB up to 20 kHz).
+    pair can be guessed from a count. Only the first 60 s (and 128 MiB) are read, however long the file: the note must
+    begin there. Other rates go through soxr's "VHQ" (measured: aliases under -150 dB, flat to 0.003 dB up to 20 kHz).
+
+    A wav whose recorder crashed before it wrote the length, or a flac from a pipe, is read to its end.
 
     Raises `UnusableSound` if there is no such file, it is a folder, empty, not audio, damaged, truncated within those
     60 s, or if `check_sound` refuses it. A missing end shows in wav and aiff by the stated size of the data (64 bytes
     are forgiven), in flac by the stated number of samples, in mp3 too (26 ms are forgiven), in ogg by the last page.
-    It does not show in an mp3 without a length header (Xing, Info or VBRI; only streamed ones lack it, and those of
-    varying bit rate are refused, because libsndfile stops early), in a wav of no stated size (a pipe's) or rarer kinds.
+    It does not show in what states no length: a wav or flac from a pipe, an mp3 without a header for it (Xing, Info or
+    VBRI; only streamed ones lack it, and those of varying bit rate are refused, because libsndfile stops early).
     """
     try:
         with open(path, "rb") as file:
-            return _decode(file, str(path))
+            return decode_sound(file.read(LARGEST), str(path))
     except OSError as error:
-        raise UnusableSound(f"{path}: {error.strerror}; give the path of a sound file") from error
+        raise UnusableSound(f"{path}: {error.strerror or error}; give the path of a sound file") from error
 
 
 def decode_sound(data: bytes | memoryview, name: str) -> np.ndarray:
     """`read_sound` for a file's bytes in memory, such as a browser's upload; messages call it `name`."""
-    return _decode(io.BytesIO(data), name)
+    import soundfile
+    import soxr
+
+    if not data:
+        raise UnusableSound(f"{name}: is an empty file; record or download it again")
+    whole, data = len(data) < LARGEST, mend(bytes(data))
+    try:
+        with soundfile.SoundFile(file := Memory(data)) as sound:
+            sound.seekable = lambda: False  # else it seeks after reading, and fails if no length is stated
+            rate = sound.samplerate
+            limit = round(LONGEST * rate)
+            audio = sound.read(min(limit, sound.frames), dtype="float32", always_2d=True).T
+            unread = len(data) - file.tell()
+            wrong = defect(data, sound, audio.shape[1], unread) if audio.shape[1] < limit else ""
+    except soundfile.SoundFileError as error:
+        known = data.startswith((*CONTAINERS, *MP3))
+        wrong = "is truncated or damaged" if known else "is not a sound file that can be read"
+        raise UnusableSound(f"{name}: {wrong}; {AGAIN}") from error
+    if wrong and whole:
+        raise UnusableSound(f"{name}: {wrong}; {AGAIN}")
+    if audio.shape[1] == limit:
+        name = f"{name} (its first {LONGEST:.0f} s)"
+    if audio.shape[0] > 2:
+        audio = audio.mean(axis=0, keepdims=True)
+    if rate != SAMPLE_RATE:
+        audio = soxr.resample(audio.T, rate, SAMPLE_RATE, quality="VHQ").T
+    audio = np.ascontiguousarray(audio)
+    check_sound(audio, name)
+    peak = np.abs(audio).max()
+    return audio / peak if peak > 10 ** (LOUDEST / 20) else audio
 
 
 def check_sound(audio: np.ndarray, name: str = "this sound") -> None:
@@ -108,6 +139,9 @@ def find_onset(audio: np.ndarray) -> float:
     Finds plucked starts within 3 ms at 20 dB SNR or more, and a slow swell where it stands 6 dB out of the noise. A
     click before the note is passed over, unless it is 20 dB louder than all else: then it is the sound.
     """
+    import scipy.ndimage
+    import scipy.signal
+
     hop, window = 64, 8  # samples; hops
     changes = np.flatnonzero((audio != audio[:, :1]).any(axis=0))
     skipped = changes[0] if changes.size else 0  # digital silence, at whatever offset
@@ -117,11 +151,11 @@ def find_onset(audio: np.ndarray) -> float:
         return skipped / SAMPLE_RATE
     pole = np.exp(-2 * np.pi * 40 / SAMPLE_RATE)
     centred = np.subtract(audio, audio[:, :1], dtype=np.float64) + 1e-20  # 1e-20: as in loudness()
-    steady = lfilter([1, -1], [1, -pole], centred)
+    steady = scipy.signal.lfilter([1, -1], [1, -pole], centred)
     power = np.square(steady[:, : hops * hop]).reshape(-1, hops, hop).mean(axis=(0, 2))
     level = 10 * np.log10(np.convolve(power, np.full(window, 1 / window), "valid") + 1e-20)
 
-    sustained = median_filter(level, 33, mode="constant", cval=-200)
+    sustained = scipy.ndimage.median_filter(level, 33, mode="constant", cval=-200)
     envelope = sustained if level.max() < sustained.max() + 20 else level  # else the sound is itself a click
     peak = envelope.max()
     floor = max(sustained[: envelope.argmax() + 1].min(), peak - 60)
@@ -160,16 +194,7 @@ def loudness(audio: np.ndarray) -> float:
     what passes that. Each channel weighs 1, and mono is one channel: it reads 3 LU less than the same sound on two.
     A sound shorter than a block is measured as a single block of its own length.
     """
-    energy = _energies(audio, *K_WEIGHTING, np.inf)
-    whole = audio.shape[1] // BLOCK_HOP
-    if whole < BLOCK_HOPS:
-        blocks = energy.sum(keepdims=True) / max(audio.shape[1], 1)
-    else:
-        blocks = np.convolve(energy[:whole], np.ones(BLOCK_HOPS), "valid") / (BLOCK_HOPS * BLOCK_HOP)
-    blocks = blocks[blocks > 10 ** ((GATE + 0.691) / 10)]
-    if blocks.size:
-        blocks = blocks[blocks > blocks.mean() / 10]
-    return float(-0.691 + 10 * np.log10(blocks.mean())) if blocks.size else -np.inf
+    return _integrated(_energies(audio), audio.shape[1])
 
 
 def is_as_loud_as(audio: np.ndarray, floor: float) -> bool:
@@ -181,34 +206,65 @@ def is_as_loud_as(audio: np.ndarray, floor: float) -> bool:
     here.
     """
     whole = audio.shape[1] // BLOCK_HOP
-    blocks = max(whole - BLOCK_HOPS + 1, 1)
     block = 10 ** ((max(floor, GATE) + 0.691) / 10) * BLOCK_HOPS * BLOCK_HOP
     if whole >= BLOCK_HOPS and K_GAIN * np.vdot(audio, audio) < block:
         return floor == -np.inf
-    enough = block * blocks
-    return _energies(audio, *K_WEIGHTING, enough)[:whole].sum() > enough or loudness(audio) >= floor
+    enough = block * max(whole - BLOCK_HOPS + 1, 1)
+    energy = _energies(audio, enough)
+    return energy[:whole].sum() > enough or _integrated(energy, audio.shape[1]) >= floor
 
 
-@numba.njit(nogil=True, cache=True)
-def _energies(audio, b, a, enough):
-    """K-weighted energy of each hop of 100 ms, all channels together; zero after the hop that made it `enough`."""
-    energy = np.zeros(-(-audio.shape[1] // BLOCK_HOP))
-    state = np.zeros((audio.shape[0], 4))
-    for hop in range(len(energy)):
-        for channel in range(audio.shape[0]):
-            s0, s1, s2, s3 = state[channel]
-            for x in audio[channel, hop * BLOCK_HOP : (hop + 1) * BLOCK_HOP]:
-                x += 1e-20  # a tail of zeros would leave subnormal numbers, which are slow
-                y = b[0] * x + s0
-                s0 = b[1] * x - a[1] * y + s1
-                s1 = b[2] * x - a[2] * y + s2
-                s2 = b[3] * x - a[3] * y + s3
-                s3 = b[4] * x - a[4] * y
-                energy[hop] += y * y
-            state[channel] = s0, s1, s2, s3
-        if energy.sum() > enough:
+def _energies(audio: np.ndarray, enough: float = np.inf) -> np.ndarray:
+    """K-weighted energy of each hop of 100 ms, all channels together, up to the hop that makes it `enough`.
+
+    By scipy: pyloudnorm takes three times as long, cannot stop early (60 times for most sounds), refuses under 400 ms.
+    """
+    from scipy.signal import lfilter
+
+    b, a = _k_weighting(SAMPLE_RATE)
+    state, energy, total = np.zeros((len(audio), 4)), [], 0.0
+    for start in range(0, audio.shape[1], BLOCK_HOP):
+        hop = audio[:, start : start + BLOCK_HOP] + 1e-20  # tails of zeros would give subnormal numbers: slow
+        weighted, state = lfilter(b, a, hop, zi=state)
+        energy.append(np.vdot(weighted, weighted))
+        total += energy[-1]
+        if total > enough:
             break
-    return energy
+    return np.array(energy)
+
+
+def _integrated(energy: np.ndarray, samples: int) -> float:
+    """Gated loudness from the energies of all hops of a sound with so many samples."""
+    whole = samples // BLOCK_HOP
+    if whole < BLOCK_HOPS:
+        blocks = energy.sum(keepdims=True) / max(samples, 1)
+    else:
+        blocks = np.convolve(energy[:whole], np.ones(BLOCK_HOPS), "valid") / (BLOCK_HOPS * BLOCK_HOP)
+    blocks = blocks[blocks > 10 ** ((GATE + 0.691) / 10)]
+    if blocks.size:
+        blocks = blocks[blocks > blocks.mean() / 10]
+    return float(-0.691 + 10 * np.log10(blocks.mean())) if blocks.size else -np.inf
+
+
+@functools.cache
+def _k_weighting(rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """(b, a) of BS.1770-4's two filters in one, at any rate.
+
+    The standard tabulates 48 kHz only. These are the analogue parameters behind its tables, as in libebur128 and in
+    B. De Man, "Evaluation of implementations of the EBU R128 loudness measurement", AES 145, 2018; at 48 kHz they
+    give the tables' digits.
+    """
+    from scipy.signal import bilinear
+
+    gain, w, q = 10 ** (3.999843853973347 / 20), _warped(1681.974450955533, rate), 0.7071752369554196
+    shelf_b, shelf_a = bilinear([gain, gain**0.4996667741545416 * w / q, w * w], [1, w / q, w * w], rate)
+    w, q = _warped(38.13547087602444, rate), 0.5003270373238773
+    _, pass_a = bilinear([1, 0, 0], [1, w / q, w * w], rate)
+    return np.convolve(shelf_b, [1, -2, 1]), np.convolve(shelf_a, pass_a)
+
+
+def _warped(frequency: float, rate: float) -> float:
+    return 2 * rate * np.tan(np.pi * frequency / rate)
 
 
 def write_sound(path: str | os.PathLike, audio: np.ndarray) -> None:
@@ -217,6 +273,8 @@ def write_sound(path: str | os.PathLike, audio: np.ndarray) -> None:
     Floats because renders exceed 1.0 (a DX7's do), where integers would clip, and because they read back bit for bit.
     The same audio gives the same bytes. Raises ValueError for a name that does not end in .wav.
     """
+    from scipy.io import wavfile
+
     path = Path(path)
     if path.suffix.lower() != ".wav":
         raise ValueError(f"{path}: the sound is written as wav; end the name in .wav")
@@ -226,83 +284,3 @@ def write_sound(path: str | os.PathLike, audio: np.ndarray) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _decode(file: BinaryIO, name: str) -> np.ndarray:
-    start = file.read(12)
-    if not start:
-        raise UnusableSound(f"{name}: is an empty file; record or download it again")
-    file.seek(0)
-    try:
-        with soundfile.SoundFile(file) as sound:
-            rate = sound.samplerate
-            limit = round(LONGEST * rate)
-            audio = sound.read(limit, dtype="float32", always_2d=True).T
-            defect = _defect(file, sound, audio.shape[1]) if audio.shape[1] < limit else ""
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a name in .raw, which tells no rate
-        known = start.startswith(MAGIC)
-        defect = "is truncated or damaged" if known else "is not a sound file that can be read"
-        raise UnusableSound(f"{name}: {defect}; {AGAIN}") from error
-    if defect:
-        raise UnusableSound(f"{name}: {defect}; {AGAIN}")
-    if audio.shape[1] == limit:
-        name = f"{name} (its first {LONGEST:.0f} s)"
-    if audio.shape[0] > 2:
-        audio = audio.mean(axis=0, keepdims=True)
-    if rate != SAMPLE_RATE:
-        audio = soxr.resample(audio.T, rate, SAMPLE_RATE, quality="VHQ").T
-    audio = np.ascontiguousarray(audio)
-    check_sound(audio, name)
-    return audio
-
-
-def _defect(file: BinaryIO, sound: soundfile.SoundFile, got: int) -> str:
-    """What is wrong with a file that was read to its end, `got` samples; "" if nothing. libsndfile seldom says."""
-    truncated = "is truncated (its end is missing)"
-    position, end = file.tell(), file.seek(0, io.SEEK_END)
-    if sound.format in ("WAV", "WAVEX", "AIFF"):
-        file.seek(12)
-        while len(chunk := file.read(8)) == 8:
-            size = int.from_bytes(chunk[4:], "big" if sound.format == "AIFF" else "little")
-            if chunk[:4] in (b"data", b"SSND"):
-                # Pipes state a size near 2 or 4 GiB; sloppy writers count their header of 44 bytes or so as data.
-                return truncated if end - file.tell() + 64 < size < 0x7FFF_0000 else ""
-            file.seek(size + size % 2, io.SEEK_CUR)
-    if sound.format == "OGG":  # the last page must be whole and marked as the last (RFC 3533)
-        file.seek(max(0, end - 65_536))
-        page = file.read()
-        page = page[max(0, page.rfind(b"OggS")) :]
-        whole = len(page) > 26 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-        return "" if whole and page[5] & 4 else truncated
-    if sound.format == "MP3":
-        file.seek(0)
-        tag = file.read(10)
-        file.seek(10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9]) if tag[:3] == b"ID3" else 0)
-        first = file.read(256)
-        if any(mark in first for mark in (b"Xing", b"Info", b"VBRI")):
-            # Some encoders also count the frame of 1152 samples that holds the mark.
-            return truncated if got + 1152 < sound.frames else ""
-        if got == sound.frames and end - position > 4096:  # libsndfile guessed, and stopped in the middle
-            return "does not say how long it is, and cannot be read to its end"
-    return ""  # flac: libsndfile itself raises an error
-
-
-def _k_weighting(rate: float) -> tuple[np.ndarray, np.ndarray]:
-    """(b, a) of BS.1770-4's two filters in one, at any rate.
-
-    The standard tabulates 48 kHz only. These are the analogue parameters behind its tables, as in libebur128 and in
-    B. De Man, "Evaluation of implementations of the EBU R128 loudness measurement", AES 145, 2018; at 48 kHz they
-    give the tables' digits.
-    """
-    k, q, gain = np.tan(np.pi * 1681.974450955533 / rate), 0.7071752369554196, 10 ** (3.999843853973347 / 20)
-    root = gain**0.4996667741545416
-    shelf_b = np.array([gain + root * k / q + k * k, 2 * (k * k - gain), gain - root * k / q + k * k])
-    shelf_a = np.array([1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k])
-    k, q = np.tan(np.pi * 38.13547087602444 / rate), 0.5003270373238773
-    pass_b = np.array([1, -2, 1])
-    pass_a = np.array([1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k])
-    return np.convolve(shelf_b, pass_b) / shelf_a[0], np.convolve(shelf_a / shelf_a[0], pass_a / pass_a[0])
-
-
-K_WEIGHTING = _k_weighting(SAMPLE_RATE)
-K_GAIN = 2.55  # at most, of power

@@ -1,5 +1,5 @@
 """The app: choose a sound, match it, listen, download the preset."""
 
-from synthnb.app.app import MatchApp, download, players
+from synthnb.app.match import MatchApp, download, players
 
 __all__ = ["MatchApp", "download", "players"]

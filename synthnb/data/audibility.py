@@ -13,9 +13,6 @@ from synthnb.features import log_mel
 from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import SynthCrash, open_space
 
-BLOCK = 3.0  # weight of a whole one-hot block, where a scalar parameter has 1
-FLOOR = 0.05  # of the most audible parameter's weight: what the least audible one keeps
-
 
 def audibility(
     space: ParameterSpace,
@@ -55,20 +52,11 @@ def _changes(text: str, seed: int, index: int, loudness_floor: float) -> list[fl
                 break
             other, other_note = space.sample(rng)
             value = getattr(other_note, p.name) if of_note else other[p.name]
-        changed = (patch, note._replace(**{p.name: value})) if of_note else ({**patch, p.name: value}, note)
+        changed = patch | note._asdict() | {p.name: value}
+        changed = {name: changed[name] for name in patch}, space.note(changed)
         try:
             after = log_mel(torch.from_numpy(render(synth, *changed, space.seconds).copy()))
             changes.append((after - before).abs().mean().item())
         except SynthCrash:
             changes.append(float("nan"))
     return changes
-
-
-def loss_weights(space: ParameterSpace, audible: pd.Series) -> torch.Tensor:
-    """Weight of every column of a vector in the loss, float32 `(width,)`, like `audible`; their mean is 1."""
-    share = audible / audible.max() + FLOOR
-    weights = torch.ones(space.width)
-    for p in space:
-        block = BLOCK / p.width if p.kind == "categorical" else 1.0
-        weights[space.columns[p.name]] = share[p.name] * block
-    return weights * space.width / weights.sum()

@@ -246,9 +246,9 @@ def read_space(file: h5py.File, space: str | Path | None = None) -> ParameterSpa
     """
     if "space" in file.attrs:
         try:
-            found = ParameterSpace.parse(file.attrs["space"])
+            found = ParameterSpace.parse(file.attrs["space"], file.filename)
         except SpaceError as error:
-            raise DamagedFile(f"{file.filename} says a space that can't be read: {error}") from error
+            raise DamagedFile(str(error)) from error
     elif space is None:
         raise DatasetError(
             f"{file.filename} does not say its space; give the name or .yaml file of one, such as surge_simple, "

@@ -1,18 +1,16 @@
 """Measure a model against its baselines: same targets, same ranking, same number of renders, in one run.
 
 Every target is matched by every system of `SYSTEMS`; what a system keeps is its candidate with the smallest
-`Distance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so that
-an interrupted evaluation goes on where it stopped and one with another model or settings starts afresh.
+`TunedDistance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so
+that an interrupted evaluation goes on where it stopped and one with another model, search or settings starts afresh.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
@@ -21,17 +19,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from synthnb import __version__
 from synthnb.data.library import cells, nearest
 from synthnb.data.rows import Rows
-from synthnb.data.shards import open_split, pack, read_space, unpack
+from synthnb.data.shards import open_split, pack, unpack
+from synthnb.evaluate.targets import Target
 from synthnb.features import coarse, log_mel
-from synthnb.metrics import METRICS, Distance, all_metrics, bootstrap_mean, paired_difference
+from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
-from synthnb.search.matcher import FROM_NOISE, Matcher, gain, score
-from synthnb.sound import prepare, read_sound
-from synthnb.space import Note, ParameterSpace
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import Candidate, Match, gain
+from synthnb.search.matcher import FROM_NOISE, Matcher, render, score
 from synthnb.space.edits import edit
-from synthnb.synths import open_synth
 
 CANDIDATES = 32
 SYSTEMS = {
@@ -42,70 +41,18 @@ SYSTEMS = {
     "random edits, best of 32": "like the flow's, but the edits are drawn without listening",
     "flow, one sample": "the flow's first, from noise",
     "flow from noise, best of 32": "32 of those",
-    "flow, best of 32": "what a match proposes: 8 of the model's library, then 24 edits of the best so far by the flow",
+    "flow, best of 32": "what a match proposes: 8 of the model's library, in key, then edits of the best by the flow",
     "flow, refined": "the best of those, refined",
 }
 REFINED = "flow, refined"
-FLOOR = "the same patch again"
-CHUNK = 4096  # training clips compared at once
-
-
-@dataclass(frozen=True)
-class Target:
-    """A sound to match: float32 `(channels, samples)` of the space's length.
-
-    `recorded`: not made by the synth, so its level means nothing: renders are brought to it before being measured.
-    """
-
-    name: str
-    audio: np.ndarray
-    recorded: bool = False
-
-
-def held_out_clips(folder: str | Path, count: int, space: str | Path | None = None) -> list[Target]:
-    """The first `count` test clips of a dataset that were drawn from the prior, rendered from their parameters.
-
-    `space` is the name or path of its space, for a dataset whose attributes do not say it.
-    """
-    with open_split(Path(folder) / "test.h5") as file:
-        space = read_space(file, space)
-        family = 1 + int(file.attrs.get("edits", 0))
-        vectors = file["param_array"][::family][:count]
-    synth = open_synth(space)
-    return [
-        Target(f"clip {i}", synth.render(*space.decode(vector), space.seconds)[: synth.channels])
-        for i, vector in enumerate(vectors)
-    ]
-
-
-def presets(paths: Sequence[Path], space: ParameterSpace, count: int, seed: int = 0) -> list[Target]:
-    """`count` presets from files that the synth reads, each once, played with notes drawn from the space's prior."""
-    synth = open_synth(space)
-    with warnings.catch_warnings(action="ignore"):  # of what the space does not cover
-        voices = [voice for path in paths for voice in synth.load_bank(path)]
-    patches = {tuple(patch.items()): (name, patch) for name, patch in voices}
-    rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(patches))[:count]
-    patches = list(patches.values())
-    targets = []
-    for i in chosen:
-        name, patch = patches[i]
-        _, note = space.sample(rng)
-        targets.append(
-            Target(f"preset {i} {name}", synth.render(patch, note, space.seconds)[: synth.channels])
-        )
-    return targets
-
-
-def recordings_as_targets(paths: Sequence[str | Path], space: ParameterSpace) -> list[Target]:
-    """Sound files, read and cut as for a match."""
-    return [
-        Target(Path(path).stem, prepare(read_sound(path), space.seconds), recorded=True) for path in paths
-    ]
+CHUNK = 4096  # training clips at once
+#: The code that decides what is found and how it is measured.
+CODE = ("data/library.py", "evaluate/run.py", "features/*.py", "metrics.py", "models/**/*.py", "pitch.py",
+        "search/*.py", "space/edits.py")  # fmt: skip
 
 
 class Retrieval:
-    """Nearest neighbours among all training clips, by mean absolute difference of their spectrograms' `cells`.
+    """Nearest neighbours among all training clips, by their spectrograms' `cells`.
 
     The index, uint8 `(clips, cells)`, is made once for a dataset and kept in `cache`.
     """
@@ -115,7 +62,7 @@ class Retrieval:
         with open_split(path) as file:
             vectors = file["param_array"]
             text = vectors[:64].tobytes() + str(vectors.shape).encode()
-        self.digest = hashlib.sha256(text).hexdigest()[:12]
+        self.digest = _digest(text)
         kept = Path(cache) / f"cells-{self.digest}.npy"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +86,8 @@ def evaluate(
     folder: str | Path,
     targets: list[Target],
     out: str | Path,
-    seconds: float = 30.0,
+    renders: int = 1000,
+    seconds: float = 0.0,
     refined: int | None = None,
     seed: int = 0,
     workers: int = -1,
@@ -151,32 +99,31 @@ def evaluate(
         checkpoint: of the model, as `load_model` takes it.
         folder: the dataset it was trained on, for retrieval.
         out: where results are kept, one JSON file per target; what is there and fits is not computed again.
-        seconds: one core's time for refining one target.
+        renders: for refining one target.
+        seconds: if more than 0, of one core, to refine it for so long instead; a result then depends on the machine.
         refined: only so many targets, the first ones, are refined; all by default.
-        workers: targets worked on at a time, each by one process.
+        workers: targets worked on at a time, each by one process, on the CPU; 1 stays in this process and on its GPU.
         sampling: to `FlowModel.sample`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    dataset = Retrieval(folder, out.parent).digest  # makes the index, before processes share it
-    weights = hashlib.sha256(checkpoint_path(checkpoint).read_bytes()).hexdigest()[:12]
-
-    def key(target: Target) -> dict:
-        """All that the results for a target depend on, but for the time to refine."""
-        sound = hashlib.sha256(target.audio.tobytes()).hexdigest()[:12]
-        return {"model": weights, "dataset": dataset, "sound": sound, "seed": seed, **sampling}
-
-    budgets = [seconds if refined is None or i < refined else 0.0 for i in range(len(targets))]
+    depends = {
+        "model": _digest(checkpoint_path(checkpoint).read_bytes()),
+        "dataset": Retrieval(folder, out.parent).digest,  # makes the index, before processes share it
+        "code": code_digest(),
+        "seed": seed,
+        "sampling": json.loads(json.dumps(sampling)),  # as it is read again
+    }
+    keys = [{**depends, "sound": _digest(target.audio.tobytes())} for target in targets]
+    budget, none = {"seconds": seconds} if seconds else {"renders": renders}, {"renders": 0}
+    budgets = [budget if refined is None or i < refined else none for i in range(len(targets))]
     jobs = []
     for i, target in enumerate(targets):
         kept = _read(out, i)
-        if kept.get("key") != key(target) or (budgets[i] and kept.get("seconds") != budgets[i]):
-            jobs.append((i, target))
+        if kept.get("key") != keys[i] or kept["budget"] != budgets[i] != none:
+            jobs.append((checkpoint, folder, out, i, target, keys[i], budgets[i], sampling, workers != 1))
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, max_nbytes=None)
-    work = pool(
-        joblib.delayed(_evaluate_one)(checkpoint, folder, out, i, target, key(target), budgets[i], sampling)
-        for i, target in jobs
-    )
+    work = pool(joblib.delayed(_evaluate_one)(*job) for job in jobs)
     for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
         pass
     return pd.DataFrame(
@@ -184,15 +131,25 @@ def evaluate(
             row
             for i, budget in enumerate(budgets)
             for row in _read(out, i)["rows"]
-            if budget or row["system"] != REFINED
+            if budget != none or row["system"] != REFINED
         ]
     )
 
 
+def code_digest(root: Path = Path(__file__).parents[1]) -> str:
+    """What changes with the code of the search and the metrics; comments and layout do not count."""
+    files = [file for pattern in CODE for file in sorted(root.glob(pattern))]
+    trees = [ast.dump(ast.parse(file.read_bytes())) for file in files]
+    return _digest("\n".join([__version__, *trees]).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def _read(out: Path, index: int) -> dict:
     path = _result(out, index)
-    kept = json.loads(path.read_text()) if path.is_file() else {}
-    return kept if isinstance(kept, dict) else {}  # an earlier layout had rows alone
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _result(out: Path, index: int) -> Path:
@@ -202,65 +159,51 @@ def _result(out: Path, index: int) -> Path:
 _loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
 
 
-def _evaluate_one(checkpoint, folder, out, index, target, key, seconds, sampling) -> None:
+def _evaluate_one(checkpoint, folder, out, index, target, key, budget, sampling, in_worker) -> None:
     opened = (key["model"], key["dataset"])
     if opened not in _loaded:
-        torch.set_num_threads(1)
-        _loaded[opened] = (Matcher(load_model(checkpoint), workers=1), Retrieval(folder, out.parent))
-    matcher, retrieval = _loaded[opened]
-    result = _read(out, index)
-    if result.get("key") != key:
-        rows, best = _match_by_all(matcher, retrieval, target, [key["seed"], index], sampling)
-        result = {"key": key, "seconds": 0.0, "rows": rows, "best": best}
-    if seconds and result["seconds"] != seconds:
-        rows = [row for row in result["rows"] if row["system"] != REFINED]
-        result |= {"seconds": seconds, "rows": [*rows, _refined(matcher, target, result["best"], seconds)]}
+        if in_worker:
+            torch.set_num_threads(1)
+        model = load_model(checkpoint, "cpu" if in_worker else "auto")
+        _loaded[opened] = (Matcher(model, workers=1), Retrieval(folder, out.parent))
+    rows = _match_by_all(*_loaded[opened], target, [key["seed"], index], budget, sampling)
     path = _result(out, index)
     aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(result))
+    aside.write_text(json.dumps({"key": key, "budget": budget, "rows": rows}))
     aside.replace(path)
 
 
-def _row(matcher, target, audio, system, vector, value, renders, start) -> dict:
-    """A row of the table; `start` is None if it was not timed alone."""
-    elapsed = None if start is None else round(time.perf_counter() - start, 2)
-    render = matcher.synth.render(*matcher.space.decode(vector), matcher.space.seconds)[: len(audio)]
-    if (
-        target.recorded or np.abs(audio).max() > np.abs(target.audio).max()
-    ):  # its level means nothing, or was raised
-        render = render * gain(audio, render)
-    row = {"target": target.name, "system": system, **all_metrics(audio, render)}
-    return {**row, "distance": float(value), "renders": renders, "seconds": elapsed}
-
-
-def _refined(matcher, target, best, seconds) -> dict:
-    audio = matcher.prepare_target(target.audio)
-    vector, value, renders = np.array(best["vector"], dtype=np.float32), best["distance"], CANDIDATES
-    start = time.perf_counter()
-    for population, measured in matcher.refine(Distance(audio), vector, start + seconds, best["seed"]):
-        renders += len(population)
-        if measured.min() < value:
-            vector, value = population[measured.argmin()], measured.min()
-    return _row(matcher, target, audio, REFINED, vector, value, renders, start)
-
-
-def _match_by_all(matcher, retrieval, target, seed, sampling) -> tuple[list[dict], dict]:
-    """The rows of all systems but the refined one, and where refining is to begin."""
+def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[dict]:
+    """The rows of all systems; of the refined one only if the budget allows any."""
     space, synth = matcher.space, matcher.synth
     audio = matcher.prepare_target(target.audio)
-    distance = Distance(audio)
+    distance, mel = TunedDistance(audio), log_mel(torch.from_numpy(audio))
+    raised = np.abs(audio).max() > np.abs(target.audio).max()
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))
+    rows = []
+
+    def keep(
+        system: str, heard: np.ndarray, value: float, renders: int, seconds: float | None = None
+    ) -> None:
+        """Add a row; what was not timed alone has no seconds."""
+        if target.recorded or raised:  # its level means nothing
+            heard = heard * gain(audio, heard)
+        row = {"target": target.name, "system": system, **all_metrics(audio, heard), "distance": float(value)}
+        rows.append({**row, "renders": renders, "seconds": seconds and round(seconds, 2)})
+
+    def keep_best(system: str, vectors: np.ndarray, values: np.ndarray, start: float | None) -> None:
+        best, seconds = int(values.argmin()), start and time.perf_counter() - start
+        keep(system, render(space, synth, vectors[best]), values[best], len(vectors), seconds)
 
     def default() -> np.ndarray:
-        pitch, begin, end = (space[name].default for name in ("pitch", "start", "end"))
-        return space.encode(space.default_patch, Note(pitch, space.velocity, begin, end))[None]
+        note = space.note({p.name: p.default for p in space.note_fields})
+        return space.encode(space.default_patch, note)[None]
 
     def at_random(_, vector: np.ndarray, count: int, seed: int) -> np.ndarray:
         edits = np.random.default_rng([flow_seed, seed])
         return np.stack([space.encode(*edit(space, *space.decode(vector), edits)) for _ in range(count)])
 
-    mel = log_mel(torch.from_numpy(audio))
     draws = {
         "default patch": default,
         "best of 32 random": lambda: np.stack([space.encode(*space.sample(rng)) for _ in range(CANDIDATES)]),
@@ -269,56 +212,28 @@ def _match_by_all(matcher, retrieval, target, seed, sampling) -> tuple[list[dict
             mel, CANDIDATES, seed=flow_seed, **FROM_NOISE
         ),
     }
-    searches = {"random edits, best of 32": {"edit": at_random}, "flow, best of 32": sampling}
-    firsts = {
-        "best of 32 neighbours": "nearest neighbour",
-        "flow from noise, best of 32": "flow, one sample",
-    }
-    rows = []
-
-    def keep(system: str, vector: np.ndarray, value: float, renders: int, start: float | None) -> None:
-        rows.append(_row(matcher, target, audio, system, vector, value, renders, start))
-
+    firsts = {"best of 32 neighbours": "nearest neighbour", "flow from noise, best of 32": "flow, one sample"}
     for system, draw in draws.items():
         start = time.perf_counter()
         vectors = draw()
         values = score(space, synth, distance, vectors)
-        best = int(values.argmin())
-        keep(system, vectors[best], values[best], len(vectors), start)
+        keep_best(system, vectors, values, start)
         if system in firsts:
-            keep(firsts[system], vectors[0], values[0], 1, None)
-    for system, how in searches.items():
-        start = time.perf_counter()
-        _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, **how))
-        vectors, values = np.concatenate(vectors), np.concatenate(values)
-        best = int(values.argmin())
-        keep(system, vectors[best], values[best], len(vectors), start)
-    return rows, {"vector": vectors[best].tolist(), "distance": float(values[best]), "seed": flow_seed}
+            keep_best(firsts[system], vectors[:1], values[:1], None)
+    start, key = time.perf_counter(), distance.pitch and distance.pitch.key
+    _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, at_random, key))
+    keep_best("random edits, best of 32", np.concatenate(vectors), np.concatenate(values), start)
 
+    steps: list[tuple[Candidate, float, int]] = []  # of a match: the best so far, seconds, renders
 
-def summary(table: pd.DataFrame, floor: pd.DataFrame | None = None, seed: int = 0) -> pd.DataFrame:
-    """Mean and 95 % bootstrap interval of every metric for every system, in the order of `SYSTEMS`.
+    def look(found: Match) -> None:
+        seconds, renders, _ = found.history[-1]
+        steps.append((found.best, seconds, renders))
 
-    `floor`, what `costs.noise_floor` measured, comes last: no system can be expected to come closer.
-    """
-    rows = []
-    if floor is not None:
-        table = pd.concat([table, floor.assign(system=FLOOR, renders=1)])
-    for system in [*SYSTEMS, FLOOR]:
-        part = table[table["system"] == system]
-        if len(part):
-            cells = {
-                name: "{:.2f} [{:.2f}, {:.2f}]" if name in ("MSS", "wMFCC") else "{:.3f} [{:.3f}, {:.3f}]"
-                for name in METRICS
-            }
-            row = {name: cell.format(*bootstrap_mean(part[name], seed)) for name, cell in cells.items()}
-            rows.append({"system": system, **row, "renders": round(part["renders"].mean()), "n": len(part)})
-    return pd.DataFrame(rows).set_index("system")
-
-
-def compare(
-    table: pd.DataFrame, a: str, b: str, metric: str = "MSS", seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over targets of `a` minus `b` with its 95 % bootstrap interval, both measured on the same targets."""
-    wide = table.pivot(index="target", columns="system", values=metric)[[a, b]].dropna()
-    return paired_difference(wide[a], wide[b], seed)
+    matcher.match(target.audio, CANDIDATES, seed=flow_seed, progress=look, **budget, **sampling)
+    reached = {"flow, best of 32": next(step for step in steps if step[2] >= CANDIDATES)}
+    if any(budget.values()):
+        reached[REFINED] = steps[-1]
+    for system, (best, seconds, renders) in reached.items():
+        keep(system, best.audio, best.distance, renders, seconds)
+    return rows

@@ -1,47 +1,49 @@
-"""Fast spectra for ranking candidates: `librosa.stft` and its mel spectrogram by matrix products instead of an FFT.
+"""Fast spectra on a CPU: `librosa.stft` and its mel spectrogram by matrix products instead of an FFT.
 
 Used by `metrics.Distance`, a whole one of which it makes two to three times as fast as on `scipy.fft`, and by
-`features.log_mel` on a CPU.
+`features.log_mel`.
 """
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import librosa
 import numba
 import numpy as np
 import torch
 
-TOP_DB = 80.0
-FAINTEST = 1e-10  #: power at which decibels stop falling (librosa's `amin`)
+FRAMES_PER_BLOCK = 136  # done at once, in the processor's cache: a third of a clip of 4 s in hops of 10 ms
 FAINTEST_FRAME = 1e-6  #: least sum by which a frame's magnitudes are divided
 
 
-def mean_channel(audio: np.ndarray) -> np.ndarray:
-    """The channels' mean, `(1, samples)`."""
-    return audio if len(audio) == 1 else audio.mean(axis=0, keepdims=True)
-
-
 class Spectrum:
-    """`librosa.stft` (Hann, centred, zeros around) of padded clips, by two matrix products instead of an FFT.
+    """`librosa.stft` (centred, zeros around) by two matrix products instead of an FFT.
 
     The windows are 441, 1102, 2205 and 4410 samples, which FFTs are slow at (1102 = 2 * 19 * 29). With p and
     q coprime, taking sample (q i + p j) mod pq as (i, j) and bin k as (k mod p, k mod q) makes a transform of
     pq samples one of p by q in two dimensions (Good 1958). Along each, cosines meet only the even part of the
     samples and sines only the odd part, so the samples are folded into those first, and what remains are
     products with small real matrices. Frames lie side by side in the last axis, so that every other step is a
-    plain loop over frames.
+    plain loop over frames. A channel's spectrum is the same to the bit beside any other.
+
+    Args:
+        window: `(size,)`.
+        hop: samples from frame to frame.
     """
 
-    def __init__(self, window: float, hop: float, samples: int, margin: int, sample_rate: int):
-        self._size, self._hop = int(window * sample_rate), int(hop * sample_rate)
-        self._frames = 1 + (samples + 2 * (self._size // 2) - self._size) // self._hop
-        self._start = margin - self._size // 2
+    def __init__(self, window: np.ndarray, hop: int):
+        self._window, self._size, self._hop = window.astype(np.float32), len(window), hop
         p, q = _coprime_factors(self._size)
         i, j = np.meshgrid(np.arange(p // 2 + 1), np.arange(q // 2 + 1), indexing="ij")
         self._folded = np.stack([(q * a + p * b) % self._size for a in (i, -i) for b in (j, -j)], axis=-1)
-        self._window = librosa.filters.get_window("hann", self._size).astype(np.float32)
         self._along_p = _cosines_and_sines(p)
         self._along_q = _cosines_and_sines(q).repeat(2 * (p // 2 + 1), 1, 1)
         # A real signal's bins (a, b) and (-a, -b) are conjugate, so a is taken from the half that there is;
@@ -54,42 +56,70 @@ class Spectrum:
         self._cells = cell[:, a, :, sign * b % q].reshape(len(k), 4)
         self._sign = sign.astype(np.float32)
 
-    def _transform(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> `(cells, channels * frames)`; `_cells` are the four of each bin."""
-        columns = self._frames + (self._size - 1) // self._hop
-        used = padded[:, self._start : self._start + columns * self._hop]
-        combed = np.ascontiguousarray(used.reshape(-1, columns, self._hop).transpose(2, 0, 1))
-        rows, width = self._along_p.shape[1], self._along_q.shape[1]
-        folded = np.empty((2, rows, 2, width, len(padded), self._frames), dtype=np.float32)
-        _fold(combed, self._folded, self._window, folded)
-        half = self._along_q @ torch.from_numpy(folded).view(4 * rows, width, -1)
-        return (self._along_p @ half.view(2, rows, -1)).view(4 * rows * width, -1).numpy()
+    def frames(self, samples: int) -> int:
+        return 1 + (samples + 2 * (self._size // 2) - self._size) // self._hop
 
-    def magnitude(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> float32 `(bins, frames)` of the channels' mean."""
-        cells = self._transform(mean_channel(padded))
-        magnitude = np.empty((len(self._cells), self._frames), dtype=np.float32)
-        _magnitude(cells, self._cells, self._sign, magnitude)
+    def _transform(self, audio: np.ndarray) -> Iterator[tuple[int, slice, np.ndarray]]:
+        """Blocks of frames that are not silent: channel, frames, `(cells, frames or more)`; `_cells` has each bin's."""
+        frames = self.frames(audio.shape[1])
+        length = 8 * math.ceil(frames / math.ceil(frames / FRAMES_PER_BLOCK) / 8)  # eight numbers go at once
+        columns = length + (self._size - 1) // self._hop
+        # All blocks use the same memory: new memory would cost as much time as the work.
+        combed = np.empty((self._hop, columns), dtype=np.float32)
+        p, q = self._folded.shape[:2]
+        one, other = torch.empty(2, 4 * p * q, length)
+        folded, cells = one.view(2, p, 2, q, length).numpy(), one.numpy()
+        along_q = one.view(-1, q, length), other.view(-1, q, length)
+        along_p = other.view(2, p, -1), one.view(2, p, -1)
+        for channel, first in itertools.product(range(len(audio)), range(0, frames, length)):
+            samples = _cut(audio[channel], first * self._hop - self._size // 2, columns * self._hop)
+            if not (samples[::100].any() or samples.any()):  # the first is quick, and mostly enough
+                continue
+            combed[:] = samples.reshape(columns, self._hop).T
+            _fold(combed, self._folded, self._window, folded)
+            torch.bmm(self._along_q, along_q[0], out=along_q[1])
+            torch.bmm(self._along_p, along_p[0], out=along_p[1])
+            yield channel, slice(first, min(first + length, frames)), cells
+
+    def magnitude(self, audio: np.ndarray) -> np.ndarray:
+        """`(channels, samples)` to float32 `(channels, bins, frames)`."""
+        magnitude = np.zeros((len(audio), len(self._cells), self.frames(audio.shape[1])), dtype=np.float32)
+        for channel, block, cells in self._transform(audio):
+            part = np.empty((len(self._cells), cells.shape[1]), dtype=np.float32)  # in one piece, for speed
+            _magnitude(cells, self._cells, self._sign, part)
+            magnitude[channel, :, block] = part[:, : block.stop - block.start]
         return magnitude
 
 
 class MelSpectrum(Spectrum):
-    """`librosa.feature.melspectrogram` and `power_to_db(ref=np.max)` of padded clips."""
+    """The power of `Spectrum` in mel bands (Slaney's, librosa's default)."""
 
-    def __init__(self, window: float, hop: float, bands: int, samples: int, margin: int, sample_rate: int):
-        super().__init__(window, hop, samples, margin, sample_rate)
-        filters = librosa.filters.mel(sr=sample_rate, n_fft=self._size, n_mels=bands)
+    def __init__(self, window: np.ndarray, hop: int, bands: int, sample_rate: int):
+        super().__init__(window, hop)
+        filters = librosa.filters.mel(sr=sample_rate, n_fft=len(window), n_mels=bands)
         # A bin lies under two triangles at most, and these are neighbours.
         self._lower = np.minimum((filters > 0).argmax(axis=0), bands - 2)
         self._weights = np.take_along_axis(filters, np.stack([self._lower, self._lower + 1]), axis=0)
         self._bands = bands
 
-    def decibels(self, padded: np.ndarray) -> np.ndarray:
-        """`(channels, padded samples)` -> float32 `(bands, channels, frames)` in [-80, 0]."""
-        power = np.zeros((self._bands, len(padded) * self._frames), dtype=np.float32)
-        _mel_power(self._transform(padded), self._cells, self._sign, self._lower, self._weights, power)
-        decibels = 10 * np.log10(np.maximum(power, FAINTEST, out=power))
-        return np.maximum(decibels - decibels.max(), -TOP_DB).reshape(self._bands, -1, self._frames)
+    def power(self, audio: np.ndarray) -> np.ndarray:
+        """`(channels, samples)` to float32 `(channels, bands, frames)`."""
+        power = np.zeros((len(audio), self._bands, self.frames(audio.shape[1])), dtype=np.float32)
+        for channel, block, cells in self._transform(audio):
+            part = np.zeros((self._bands, cells.shape[1]), dtype=np.float32)
+            _add_power(cells, self._cells, self._sign, self._lower, self._weights, part)
+            power[channel, :, block] = part[:, : block.stop - block.start]
+        return power
+
+
+def _cut(channel: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Samples `start` to `start + length`, zeros where there are none."""
+    inside = channel[max(start, 0) : start + length]
+    if len(inside) == length:
+        return inside
+    padded = np.zeros(length, dtype=np.float32)
+    padded[max(-start, 0) :][: len(inside)] = inside
+    return padded
 
 
 def _coprime_factors(size: int) -> tuple[int, int]:
@@ -109,52 +139,63 @@ def _cosines_and_sines(size: int) -> torch.Tensor:
     return torch.tensor(np.stack([np.cos(angle) * once, np.sin(angle) * once]), dtype=torch.float32)
 
 
-@numba.njit(fastmath=True, nogil=True, cache=True)
+def _keep_compiled() -> None:
+    """Numba keeps what it compiles, librosa's too, beside the code or at home; if neither can be written, for a run."""
+    beside = (Path(module).parent for module in (__file__, librosa.__file__))
+    if not (
+        numba.config.CACHE_DIR
+        or os.access(Path("~").expanduser(), os.W_OK)
+        or all(os.access(folder, os.W_OK) for folder in beside)
+    ):
+        numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="synthnb-")
+        atexit.register(shutil.rmtree, numba.config.CACHE_DIR, ignore_errors=True)
+
+
+_keep_compiled()
+_compiled = numba.njit(fastmath=True, nogil=True, cache=True)
+
+
+@_compiled
 def _fold(combed, samples, window, folded):
     """Sample n of frame f, in row n mod hop and column f + n // hop, windowed, in even and odd parts."""
-    hop, channels, _ = combed.shape
+    hop = len(combed)
     for i in range(samples.shape[0]):
         for j in range(samples.shape[1]):
             a, b, c, d = samples[i, j]
             wa, wb, wc, wd = window[a], window[b], window[c], window[d]
-            for channel in range(channels):
-                row_a, row_b = combed[a % hop, channel, a // hop :], combed[b % hop, channel, b // hop :]
-                row_c, row_d = combed[c % hop, channel, c // hop :], combed[d % hop, channel, d // hop :]
-                even_even, even_odd = folded[0, i, 0, j, channel], folded[0, i, 1, j, channel]
-                odd_even, odd_odd = folded[1, i, 0, j, channel], folded[1, i, 1, j, channel]
-                for f in range(len(even_even)):
-                    xa, xb, xc, xd = wa * row_a[f], wb * row_b[f], wc * row_c[f], wd * row_d[f]
-                    even_even[f] = (xa + xb) + (xc + xd)
-                    even_odd[f] = (xa - xb) + (xc - xd)
-                    odd_even[f] = (xa + xb) - (xc + xd)
-                    odd_odd[f] = (xa - xb) - (xc - xd)
+            row_a, row_b = combed[a % hop, a // hop :], combed[b % hop, b // hop :]
+            row_c, row_d = combed[c % hop, c // hop :], combed[d % hop, d // hop :]
+            even_even, even_odd = folded[0, i, 0, j], folded[0, i, 1, j]
+            odd_even, odd_odd = folded[1, i, 0, j], folded[1, i, 1, j]
+            for f in range(len(even_even)):
+                xa, xb, xc, xd = wa * row_a[f], wb * row_b[f], wc * row_c[f], wd * row_d[f]
+                even_even[f] = (xa + xb) + (xc + xd)
+                even_odd[f] = (xa - xb) + (xc - xd)
+                odd_even[f] = (xa + xb) - (xc + xd)
+                odd_odd[f] = (xa - xb) - (xc - xd)
 
 
-@numba.njit(fastmath=True, nogil=True, inline="always")
-def _power(cos_cos, cos_sin, sin_cos, sin_sin, sign):
-    return (cos_cos - sign * sin_sin) ** 2 + (sin_cos + sign * cos_sin) ** 2
-
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
+@_compiled
 def _magnitude(cells, bins, sign, magnitude):
     for k in range(len(bins)):
         a, b, c, d = bins[k]
-        for f in range(magnitude.shape[1]):
-            magnitude[k, f] = np.sqrt(_power(cells[a, f], cells[b, f], cells[c, f], cells[d, f], sign[k]))
+        for f in range(cells.shape[1]):
+            power = (cells[a, f] - sign[k] * cells[d, f]) ** 2 + (cells[c, f] + sign[k] * cells[b, f]) ** 2
+            magnitude[k, f] = np.sqrt(power)
 
 
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def _mel_power(cells, bins, sign, lower, weights, mel):
+@_compiled
+def _add_power(cells, bins, sign, lower, weights, mel):
     for k in range(len(bins)):
         a, b, c, d = bins[k]
-        low, high = mel[lower[k]], mel[lower[k] + 1]
-        for f in range(len(low)):
-            power = _power(cells[a, f], cells[b, f], cells[c, f], cells[d, f], sign[k])
-            low[f] += weights[0, k] * power
-            high[f] += weights[1, k] * power
+        low = lower[k]
+        for f in range(cells.shape[1]):
+            power = (cells[a, f] - sign[k] * cells[d, f]) ** 2 + (cells[c, f] + sign[k] * cells[b, f]) ** 2
+            mel[low, f] += weights[0, k] * power
+            mel[low + 1, f] += weights[1, k] * power
 
 
-@numba.njit(fastmath=True, nogil=True, cache=True)
+@_compiled
 def transport(magnitude, target_shares):
     """SOT: mean of |cumulative shares of `magnitude` - `target_shares`|, both `(bins, frames)`."""
     bins, frames = magnitude.shape

@@ -9,14 +9,20 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pickle
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 CHANNELS = 64  # of the latents of one audio channel
 VARIABLE = "SYNTHNB_MUSIC2LATENT"
 LICENCE = "CC-BY-NC 4.0: not for commercial use"
+TENSORS = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("collections", "OrderedDict"),
+}  # what they are pickled with
 HUB = "https://huggingface.co/SonyCSLParis/music2latent"
 
 
@@ -29,7 +35,7 @@ class Music2Latent:
 
     Args:
         weights: the file `music2latent.pt`; else the one that the environment variable `SYNTHNB_MUSIC2LATENT` names;
-            else the package downloads it once from the Hugging Face hub. It is a pickle: load none you don't trust.
+            else the package downloads it once from the Hugging Face hub. Of the pickle only tensors are unpickled.
         device: where it runs. A clip of 4 s takes one core of a CPU several seconds.
 
     Attributes:
@@ -41,7 +47,7 @@ class Music2Latent:
 
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu"):
         try:
-            from music2latent import inference
+            from music2latent import inference, models
         except ImportError as error:
             raise LatentsError(
                 f"music2latent is not installed; pip install music2latent==0.1.8 ({LICENCE})"
@@ -53,14 +59,14 @@ class Music2Latent:
         # Without its constructor, which downloads the weights even if it is given a path.
         self._codec = object.__new__(inference.EncoderDecoder)
         self._codec.device = torch.device(device)
-        self._codec.load_path_inference = str(path)
         try:
-            self._codec.get_models()
-            found = torch.load(path, map_location="cpu", weights_only=False)["gen_state_dict"]
+            # Not with `weights_only`: the published file holds more than weights, and would be refused.
+            found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly)
+            self._codec.gen = models.UNet().to(device)
+            missing = self._codec.gen.load_state_dict(found["gen_state_dict"], strict=False).missing_keys
         except Exception as error:  # unpickling and a state that does not fit raise all sorts
             raise LatentsError(f"{path} holds no Music2Latent weights; get them from {HUB}") from error
-        # The package would leave what is missing there at its random start.
-        if missing := [name for name in self._codec.gen.state_dict() if name not in found]:
+        if missing:
             raise LatentsError(f"{path} lacks {missing[0]} and {len(missing) - 1} more; get it from {HUB}")
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -80,6 +86,29 @@ class Music2Latent:
         at_once = 1 if self._codec.device.type == "cpu" else len(voices)  # a CPU gains nothing by more
         latents = self._codec.encode(voices, max_batch_size=at_once)
         return latents.reshape(len(audio), -1, latents.shape[-1])
+
+
+class _Ignored:
+    """Stands for whatever a pickle names that is no tensor, and for what would come of calling it."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __call__(self, *_: object) -> _Ignored:
+        return self
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+class _TensorsOnly:
+    """A `pickle` for `torch.load` that makes tensors and plain containers, and runs nothing else."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            return super().find_class(module, name) if (module, name) in TENSORS else _Ignored
+
+    @classmethod
+    def load(cls, file: BinaryIO, **_: object) -> object:
+        return cls.Unpickler(file).load()
 
 
 def _find_weights(path: str | Path | None) -> Path:

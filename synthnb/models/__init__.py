@@ -1,1 +1,1 @@
-"""The model: `encoders` hear, `fields` move parameters, `flow` trains and samples, `checkpoint` keeps."""
+"""The model: `encoders` hear, `fields` move parameters, `flow` samples and has the loss, `checkpoint` keeps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -51,30 +52,49 @@ def _json(values: dict) -> dict[str, str]:
 
 def checkpoint_path(name_or_path: str | Path) -> Path:
     """Where a checkpoint lies that is given by path, or by the name of one that comes with the package."""
-    path = Path(name_or_path)
-    return path if path.suffix == ".safetensors" else CHECKPOINTS / f"{name_or_path}.safetensors"
+    shipped = CHECKPOINTS / f"{name_or_path}.safetensors"
+    return shipped if shipped.is_file() else Path(name_or_path)
 
 
 def read_record(name_or_path: str | Path) -> dict:
     """The training record of a checkpoint. Raises `CheckpointError`."""
-    return json.loads(_metadata(checkpoint_path(name_or_path))["record"])
+    path = checkpoint_path(name_or_path)
+    metadata = _metadata(path)
+    try:
+        record = json.loads(metadata["record"])
+    except (KeyError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path} has no readable training record")
+    return record
 
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; train one with notebook 02_train")
+        shipped = ", ".join(sorted(file.stem for file in CHECKPOINTS.glob("*.safetensors")))
+        raise CheckpointError(
+            f"no checkpoint '{path}'; there are {shipped}; "
+            "or pass the path of a .safetensors file that notebook 02_train wrote"
+        )
+    if path.suffix == ".ckpt":
+        raise CheckpointError(
+            f"{path} is what a training goes on from; the model.safetensors beside it, written at its end, is the model"
+        )
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable .safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no {FORMAT} checkpoint (its format is {metadata.get('format')})")
     return metadata
 
 
-def load_model(name_or_path: str | Path, device: str = "cpu") -> FlowModel:
+def load_model(name_or_path: str | Path, device: str = "auto") -> FlowModel:
     """Load a checkpoint by path, or by the name of one that comes with the package (`"dexed"`).
+
+    Args:
+        device: PyTorch's name of it; `"auto"` is the GPU where there is one.
 
     Raises `CheckpointError` if the file is missing, damaged or of another format.
     """
@@ -88,11 +108,25 @@ def load_model(name_or_path: str | Path, device: str = "cpu") -> FlowModel:
     kept = {key.removeprefix(LIBRARY): weights.pop(key) for key in tensors if key.startswith(LIBRARY)}
     try:
         space = ParameterSpace.parse(metadata["space"])
-        settings = ModelSettings(**json.loads(metadata["settings"]))
-        model = FlowModel(space, settings, weights["mean"], weights["std"])
-        model.load_state_dict(weights)
+        settings = _settings(metadata["settings"], weights)
+        with torch.device("meta"):  # nothing is allocated for a shape that the weights don't have
+            model = FlowModel(space, settings, weights["mean"], weights["std"])
+        model.load_state_dict(weights, assign=True)
         if kept:
             model.library = Library(space, **json.loads(metadata["library"]), **kept)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # anything may be wrong with a file from somebody else
         raise CheckpointError(f"{path} does not fit this version of synthnb: {error}") from error
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval().requires_grad_(False)
+
+
+def _settings(text: str, weights: dict[str, torch.Tensor]) -> ModelSettings:
+    """Those of the model (older checkpoints have the training's beside them), if weights can be so many and so wide."""
+    known = [field.name for field in fields(ModelSettings)]
+    settings = ModelSettings(**{name: value for name, value in json.loads(text).items() if name in known})
+    widest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    for name in known:
+        if isinstance(value := getattr(settings, name), int) and value > widest:
+            raise ValueError(f"its settings say {name} = {value}, its weights are {widest} wide at most")
+    return settings

@@ -11,7 +11,7 @@ import itertools
 
 import numpy as np
 
-from synthnb.space import NOTE_FIELDS, Note, Parameter, ParameterSpace, Patch
+from synthnb.space import Note, Parameter, ParameterSpace, Patch
 
 NUDGE = 0.15  # standard deviation of a small change, in quantiles
 SMALLEST_SHARE = 0.1  # of a module's parameters that change
@@ -43,6 +43,4 @@ def edit(space: ParameterSpace, patch: Patch, note: Note, rng: np.random.Generat
                 edited[p.name] = p.from_unit(p.from_quantile(np.clip(quantile, 0, 1)))
             else:
                 edited[p.name] = drawn[p.name]
-    return {name: edited[name] for name in patch}, note._replace(
-        **{name: edited[name] for name in NOTE_FIELDS}
-    )
+    return {name: edited[name] for name in patch}, space.note(edited)

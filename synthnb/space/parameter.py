@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-NOTE_FIELDS = (
-    "pitch",
-    "start",
-    "end",
-)  # the note's part of a vector, in this order; velocity is fixed by the space
+from synthnb.space.faults import parameter_faults, shown
+
+NOTE_FIELDS = ("pitch", "start", "end")  # the note's part of a vector; velocity is fixed by the space
+LOUDNESS_FLOOR = -55.0  # LUFS; what stays below it counts as silent
 STEP = 1e-9  # in units and quantiles: what keeps a cumulative prior invertible where it jumps or is flat
 
 Patch = dict[str, float | str]
@@ -61,30 +60,8 @@ class Parameter:
     codes: tuple[float, ...] = ()
 
     def __post_init__(self):
-        where = f"parameter '{self.name}'"
-        if self.kind not in ("continuous", "integer", "categorical"):
-            raise SpaceError(f"{where}: kind '{self.kind}' is not continuous, integer or categorical")
-        if self.kind == "categorical":
-            if len(set(self.choices)) < 2 or len(set(self.choices)) != len(self.choices):
-                raise SpaceError(f"{where}: needs at least two different choices, has {list(self.choices)}")
-        elif not self.low < self.high:
-            raise SpaceError(f"{where}: low {self.low} is not below high {self.high}")
-        unknown = set(self.prior or {}) - {"histogram", "beta", "default_share"}
-        if unknown:
-            raise SpaceError(f"{where}: unknown prior {sorted(unknown)}; use histogram, beta, default_share")
-        weights = (self.prior or {}).get("histogram")
-        if weights is not None:
-            if self.states and len(weights) != self.states:
-                raise SpaceError(f"{where}: {len(weights)} histogram weights for {self.states} values")
-            if min(weights) < 0 or sum(weights) <= 0:
-                raise SpaceError(f"{where}: histogram weights must be non-negative and not all zero")
-        share = (self.prior or {}).get("default_share", 0.0)
-        if not 0 <= share <= 1:
-            raise SpaceError(f"{where}: default_share is {share}; a probability from 0 to 1 is needed")
-        if self.codes and len(set(self.codes)) != len(self.choices):
-            raise SpaceError(
-                f"{where}: {len(set(self.codes))} different codes for {len(self.choices)} choices"
-            )
+        if fault := next(parameter_faults(self), None):
+            raise SpaceError(f"parameter {shown(self.name)}: {fault}")
         self.to_unit(self.default)  # a default outside the range stops here
 
     @functools.cached_property
@@ -93,6 +70,15 @@ class Parameter:
         if self.kind == "categorical":
             return len(self.choices)
         return round(self.high - self.low) + 1 if self.kind == "integer" else 0
+
+    @property
+    def span(self) -> tuple:
+        """What values it can take, to compare it with another."""
+        return self.kind, self.low, self.high, self.choices
+
+    def name_in(self, module: str) -> str:
+        """What its counterpart in a like module is called: `op1_coarse` in `op3` is `op3_coarse`."""
+        return self.name.replace(self.module, module, 1)
 
     @functools.cached_property
     def width(self) -> int:
@@ -107,9 +93,9 @@ class Parameter:
             return self.choices.index(str(value))
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise SpaceError(
-                f"'{self.name}' is {value!r}; a number from {self.low:g} to {self.high:g} is needed"
+                f"'{self.name}' is {shown(value)}; a number from {self.low:g} to {self.high:g} is needed"
             ) from None
         if not self.low <= number <= self.high:
             raise SpaceError(f"'{self.name}' is {number:g}; allowed: {self.low:g} to {self.high:g}")
@@ -123,7 +109,12 @@ class Parameter:
         return self.codes[int(unit)] if self.codes else value
 
     def from_code(self, code: float) -> float | str:
-        """The nearest natural value to what the synth holds: the choice with the nearest code, else clipped."""
+        """The nearest natural value to what the synth holds: the choice with the nearest code, else clipped.
+
+        Raises `SpaceError` on NaN.
+        """
+        if np.isnan(code):
+            raise SpaceError(f"'{self.name}' is NaN in the synth; a number is needed")
         if self.codes:
             return self.choices[int(np.abs(np.subtract(self.codes, code)).argmin())]
         value = min(max(code, self.low), self.high)
@@ -139,7 +130,7 @@ class Parameter:
         unit = min(max(float(unit), 0.0), 1.0)
         if self.kind == "continuous" and self._is_default(unit):
             return float(self.default)
-        value = self.low + unit * (self.high - self.low)
+        value = min(self.low + unit * (self.high - self.low), self.high)  # rounding may lead beyond
         return int(np.floor(value + 0.5)) if self.kind == "integer" else value
 
     def _is_default(self, unit: np.ndarray) -> np.ndarray:

@@ -15,47 +15,49 @@ Three coordinate systems, from what a person reads to what the model sees:
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
+from synthnb.space.faults import space_faults
 from synthnb.space.parameter import NOTE_FIELDS, Note, Parameter, Patch, SpaceError
+from synthnb.space.text import KEYS, OPTIONAL, from_row, from_yaml, to_row, to_yaml
 
 SPACES = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class ParameterSpace:
-    """All parameters of a synth, the note, and the prior over both.
+    """All parameters of a synth, the note, and the prior over both. Raises `SpaceError` on what makes no sense.
 
     Args:
         name: of the space; the file name without `.yaml`.
         synth: which one plays it; see `open_synth`.
         seconds: length of a clip.
         parameters: the synth's, in vector order.
-        note: `pitch`, `start`, `end` as parameters (module `note`).
+        note_fields: the note's `pitch`, `start`, `end` as parameters (module `note`).
         velocity: MIDI velocity of every note.
         interchangeable: modules that can be swapped without changing the sound; see `interchangeable_in`.
         plugin: name of the plugin that the synth `vst3` hosts.
-        base: what the synth is set to before a patch, in its own terms.
-        text: the YAML it was read from, so that datasets and checkpoints can carry it.
+        base: what the synth is set to before a patch, in its own terms: numbers, or mappings of numbers.
     """
 
     name: str
     synth: str
     seconds: float
     parameters: tuple[Parameter, ...]
-    note: tuple[Parameter, ...]
+    note_fields: tuple[Parameter, ...]
     velocity: int
     interchangeable: dict = field(default_factory=dict)
     plugin: str = ""
     base: dict = field(default_factory=dict)
-    text: str = field(default="", repr=False, compare=False)
+
+    def __post_init__(self):
+        if fault := next(space_faults(self), None):
+            raise SpaceError(fault)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> ParameterSpace:
@@ -66,39 +68,45 @@ class ParameterSpace:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in SPACES.glob("*.yaml")))
             raise SpaceError(f"no space '{name_or_path}'; known: {known}; or pass the path of a .yaml file")
-        return cls.parse(path.read_text())
+        return cls.parse(path.read_bytes(), path)
 
     @classmethod
-    def parse(cls, text: str) -> ParameterSpace:
-        """Build a space from its YAML text. Raises `SpaceError` naming the parameter that is wrong."""
+    def parse(cls, text: str | bytes, source: str | Path = "") -> ParameterSpace:
+        """Build a space from its YAML text, which came from `source`.
+
+        Raises `SpaceError` naming the source and the parameter that is wrong.
+        """
         try:
-            data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            note = {name: dict(data["note"][name]) for name in NOTE_FIELDS}
-            head = {key: data[key] for key in ("name", "synth", "seconds")}
-            velocity = int(data["note"]["velocity"])
-            rows = data["parameters"]
-        except (yaml.YAMLError, KeyError, TypeError) as error:
+            text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+            space = cls.from_dict(from_yaml(text))
+        except (SpaceError, UnicodeDecodeError) as error:
+            where = f"{source}: " if source else ""
             raise SpaceError(
-                f"not a space file: {error!r}; see {SPACES.name}/dexed.yaml for the layout"
-            ) from error
+                f"{where}not a space: {error}; see {SPACES.name}/dexed.yaml for the layout"
+            ) from None
+        space.__dict__["text"] = text  # with its comments
+        return space
+
+    @classmethod
+    def from_dict(cls, data: dict) -> ParameterSpace:
+        """Build a space of what its YAML holds. Raises `SpaceError` naming the parameter that is wrong."""
+        note = data["note"]
         return cls(
-            **head,
-            parameters=tuple(_parameter(name, row) for name, row in rows.items()),
-            note=tuple(_parameter(name, {"module": "note", **row}) for name, row in note.items()),
-            velocity=velocity,
-            interchangeable=data.get("interchangeable") or {},
-            plugin=data.get("plugin", ""),
-            base=data.get("base") or {},
-            text=text,
+            name=data["name"],
+            synth=data["synth"],
+            seconds=data["seconds"],
+            parameters=tuple(from_row(name, row) for name, row in data["parameters"].items()),
+            note_fields=tuple(from_row(name, note[name], "note") for name in NOTE_FIELDS),
+            velocity=note["velocity"],
+            **{key: data[key] for key in OPTIONAL if data.get(key)},
         )
 
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     @functools.cached_property
-    def digest(self) -> str:
-        """A short fingerprint of the whole space, to tell datasets and checkpoints of different spaces apart."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+    def text(self) -> str:
+        """Its YAML, as datasets and checkpoints carry it: what it was read from, else written from its fields."""
+        note = {p.name: to_row(p) for p in self.note_fields} | {"velocity": self.velocity}
+        fields = vars(self) | {"note": note, "parameters": {p.name: to_row(p) for p in self.parameters}}
+        return to_yaml({key: fields[key] for key in KEYS if fields[key] or key not in OPTIONAL})
 
     @functools.cached_property
     def columns(self) -> dict[str, slice]:
@@ -122,7 +130,7 @@ class ParameterSpace:
 
     def __iter__(self) -> Iterator[Parameter]:
         yield from self.parameters
-        yield from self.note
+        yield from self.note_fields
 
     def __getitem__(self, name: str) -> Parameter:
         return self._by_name[name]
@@ -138,12 +146,13 @@ class ParameterSpace:
 
     def sample(self, rng: np.random.Generator) -> tuple[Patch, Note]:
         """Draw one patch and one note from the prior; one uniform number per parameter, in vector order."""
-        uniform = rng.random(len(self.parameters) + len(self.note)).tolist()
+        uniform = rng.random(len(self.parameters) + len(self.note_fields)).tolist()
         patch = {p.name: p.at_quantile(u) for p, u in zip(self, uniform)}
-        return patch, self._note({name: patch.pop(name) for name in NOTE_FIELDS})
+        return patch, self.note({name: patch.pop(name) for name in NOTE_FIELDS})
 
-    def _note(self, values: dict) -> Note:
-        start, end = sorted((float(values["start"]), float(values["end"])))  # their ranges may overlap
+    def note(self, values: dict) -> Note:
+        """The note of `pitch`, `start` and `end`, which come in order: their ranges may overlap."""
+        start, end = sorted((float(values["start"]), float(values["end"])))
         return Note(int(values["pitch"]), self.velocity, start, end)
 
     def check(self, patch: Patch) -> None:
@@ -186,7 +195,7 @@ class ParameterSpace:
         for p in self:
             block = vector[self.columns[p.name]]
             values[p.name] = p.from_unit(block.argmax() if p.kind == "categorical" else block[0])
-        return {p.name: values[p.name] for p in self.parameters}, self._note(values)
+        return {p.name: values[p.name] for p in self.parameters}, self.note(values)
 
     def to_quantiles(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors `(..., width)` to quantile coordinates of the same shape; one-hot blocks stay as they are."""
@@ -217,6 +226,12 @@ class ParameterSpace:
                 mean[self.columns[p.name]], variance[self.columns[p.name]] = quantiles.mean(), quantiles.var()
         return mean, variance
 
+    @property
+    def given(self) -> list[str]:
+        """The parameters whose values say which modules are interchangeable."""
+        names = self.interchangeable.get("given", [])
+        return [names] if isinstance(names, str) else names
+
     def interchangeable_in(self, patch: Patch) -> list[list[tuple[str, ...]]]:
         """Sets of module tuples that can trade places in this patch without changing its sound.
 
@@ -224,8 +239,7 @@ class ParameterSpace:
         with 3 and 4. In the file: `swaps`, keyed by the value of the parameter named in `given` (of several, by
         their values, with commas between); `always` holds what needs no condition.
         """
-        names = self.interchangeable.get("given", [])
-        values = ", ".join(str(patch[name]) for name in ([names] if isinstance(names, str) else names))
+        values = ", ".join(str(patch[name]) for name in self.given)
         sets = self.interchangeable.get("always", []) + self.interchangeable.get("swaps", {}).get(values, [])
         return [[tuple(block) for block in blocks] for blocks in sets]
 
@@ -235,7 +249,7 @@ class ParameterSpace:
         swapped = dict(patch)
         for p in self.parameters:
             if p.module in target:
-                swapped[p.name.replace(p.module, target[p.module], 1)] = patch[p.name]
+                swapped[p.name_in(target[p.module])] = patch[p.name]
         return swapped
 
     def describe(self) -> pd.DataFrame:
@@ -243,20 +257,6 @@ class ParameterSpace:
         return pd.DataFrame(
             [_row(p) for p in self], columns=["name", "module", "kind", "range", "default", "prior"]
         )
-
-
-def _parameter(name: str, row: dict) -> Parameter:
-    row = dict(row)
-    if "choices" in row:
-        if isinstance(row["choices"], dict):
-            row["codes"] = tuple(row["choices"].values())
-        row["choices"] = tuple(str(choice) for choice in row["choices"])
-        row["default"] = str(row.get("default", row["choices"][0]))
-    row.setdefault("default", row.get("low", 0.0))
-    try:
-        return Parameter(name=str(name), **row)
-    except TypeError as error:
-        raise SpaceError(f"parameter '{name}': {error}") from None
 
 
 def _row(p: Parameter) -> tuple:

@@ -41,10 +41,14 @@ class Synth(Protocol):
     Attributes:
         channels: how many of the two rendered channels differ (1 for a mono synth); datasets store that many.
         preset_suffix: of the preset files it writes, with the dot.
+        bank_size: how many presets a file of `save_bank` holds.
+        how_to_load: what a person does to play such a file, in two short steps.
     """
 
     channels: int
     preset_suffix: str
+    bank_size: int
+    how_to_load: tuple[str, str]
 
     def render(self, patch: Patch, note: Note, seconds: float) -> np.ndarray:
         """Play one note: float32 `(2, round(seconds * 44100))`. The same arguments give the same samples."""
@@ -58,8 +62,16 @@ class Synth(Protocol):
         """Seconds that the engine itself takes for this note: what no program around it can be faster than."""
         ...
 
+    def transpose(self, patch: Patch, semitones: int) -> Patch | None:
+        """The same patch, sounding so many semitones higher; None if its parameters don't reach or aren't known."""
+        ...
+
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
-        """Write a preset file that the synth itself loads. Returns its path."""
+        """Write one patch as a preset file that the synth itself loads. Returns its path."""
+        ...
+
+    def save_bank(self, path: str | Path, voices: list[tuple[str, Patch]]) -> Path:
+        """Write 1 to `bank_size` named patches as the file that people load, the first one first. Returns its path."""
         ...
 
     def load_preset(self, path: str | Path) -> Patch:

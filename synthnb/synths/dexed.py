@@ -1,26 +1,32 @@
 """The DX7: `dexed-py`, the engine of the Dexed plugin, with its own preset format (`.syx`).
 
 A voice is 155 bytes of system-exclusive data ("VCED": six operators from 6 down to 1, then pitch envelope,
-algorithm, LFO, transpose and a ten-letter name); a bank packs 32 voices into 128 bytes each ("VMEM"). A patch names
-the 145 bytes that sound; everything is a whole number, so patch to file to patch is exact. Layout: Yamaha DX7
-operation manual, "MIDI data format".
+algorithm, LFO, transpose and a ten-letter name); a bank packs 32 voices into 128 bytes each ("VMEM"). A file holds any
+number of such dumps, each from F0 to F7, and perhaps those of other kinds between them. A patch names the 145 bytes
+that sound; everything is a whole number, so patch to file to patch is exact. Layout: Yamaha DX7 operation manual,
+"MIDI data format".
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
+import unicodedata
+import warnings
 from pathlib import Path
 
 import dexed
 import numpy as np
 
+from synthnb.sound import SAMPLE_RATE
 from synthnb.space import Note, Patch
 from synthnb.synths import PresetError
 
-SAMPLE_RATE = 44_100
 VOICE_HEADER = bytes([0xF0, 0x43, 0x00, 0x00, 0x01, 0x1B])  # Yamaha, channel 1, one voice, 155 bytes
 BANK_HEADER = bytes([0xF0, 0x43, 0x00, 0x09, 0x20, 0x00])  # Yamaha, channel 1, 32 voices, 4096 bytes
-VOICE_BYTES, BANK_BYTES, BANK_VOICES = 155, 4096, 32
+HEADER = re.compile(rb"\xf0\x43[\x00-\x0f](?:(\x00\x01\x1b)|\x09\x20\x00)")  # either, on any channel
+VOICE_BYTES, BANK_BYTES, PACKED_BYTES = 155, 4096, 128
 
 CURVES = ("-lin", "-exp", "+exp", "+lin")
 LFO_WAVES = ("triangle", "saw down", "saw up", "square", "sine", "sample & hold")
@@ -77,13 +83,36 @@ def voice_bytes(patch: Patch, name: str = "") -> bytes:
         if not isinstance(top, tuple) and not (0 <= byte <= top and byte == value):
             raise PresetError(f"'{parameter}' is {value}; a DX7 takes whole numbers from 0 to {top}")
         data.append(byte)
-    return bytes(data) + name.encode("ascii", "replace")[:10].ljust(10)
+    return bytes(data) + name.encode("ascii").ljust(10)
+
+
+def voice_names(names: list[str]) -> list[str]:
+    """Names as a DX7 can show them: ten ASCII letters at most, none twice (`BRASS`, `BRASS 2`)."""
+    taken: list[str] = []
+    for name in names:
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+        plain = "".join(filter(str.isprintable, plain)).strip() or "synthnb"
+        numbered = (f"{plain[: 9 - len(str(i))]} {i}" for i in itertools.count(2))
+        taken.append(next(own for own in itertools.chain([plain[:10].strip()], numbered) if own not in taken))
+    return taken
 
 
 def patch_from_bytes(data: bytes) -> Patch:
     """At least 145 voice bytes to a patch; a byte above its range is brought into it, as Dexed does."""
     data = dexed.Patch.from_sysex(data.ljust(VOICE_BYTES)).to_sysex()
     return {name: top[byte] if isinstance(top, tuple) else byte for (name, top), byte in zip(LAYOUT, data)}
+
+
+def _name(data: bytes) -> str:
+    letters = bytes(byte & 0x7F for byte in data).decode("ascii")
+    return "".join(letter if letter.isprintable() else " " for letter in letters).strip()
+
+
+def _initial_voice() -> bytes:
+    voice = dexed.Patch()
+    for i in range(1, 6):  # dexed-py's own has all six operators at full level
+        voice.op[i].output_level = 0
+    return voice.to_packed()
 
 
 def _checksum(payload: bytes) -> int:
@@ -95,6 +124,11 @@ class Dexed:
 
     channels = 1
     preset_suffix = ".syx"
+    bank_size = 32
+    how_to_load = (
+        "In Dexed, press CART, then LOAD, and choose the .syx file.",
+        "Voice 1 is then the one that plays; the others are in the list of programs.",
+    )
 
     def __init__(self):
         self._engine = dexed.DexedSynth(SAMPLE_RATE)._synth
@@ -127,56 +161,69 @@ class Dexed:
         self._engine.render(note.pitch, note.velocity, note.end - note.start, seconds - note.start)
         return time.perf_counter() - start
 
-    def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
-        """Write a single-voice `.syx` (163 bytes) that Dexed and a DX7 load. Returns its path."""
-        voice = voice_bytes(patch, name)
-        path = Path(path)
-        path.write_bytes(VOICE_HEADER + voice + bytes([_checksum(voice), 0xF7]))
-        return path
+    def transpose(self, patch: Patch, semitones: int) -> Patch | None:
+        """The same sound, so many semitones higher, to the bit that of a higher key. None beyond two octaves from C3.
 
-    def save_bank(self, path: str | Path, patches: list[Patch], names: list[str]) -> Path:
-        """Write up to 32 patches as a bank `.syx` (4104 bytes), the rest filled with the last one."""
-        if not 1 <= len(patches) <= BANK_VOICES or len(names) != len(patches):
-            raise PresetError(
-                f"a bank takes 1 to 32 patches, each with a name; got {len(patches)} and {len(names)}"
-            )
-        voices = [voice_bytes(patch, name) for patch, name in zip(patches, names)]
-        voices += [voices[-1]] * (BANK_VOICES - len(voices))
-        payload = b"".join(dexed.Patch.from_sysex(voice + b"\x3f").to_packed() for voice in voices)
-        path = Path(path)
-        path.write_bytes(BANK_HEADER + payload + bytes([_checksum(payload), 0xF7]))
-        return path
+        Operators of fixed frequency stay where they are, as they do for any key.
+        """
+        moved = patch["transpose"] + semitones
+        return {**patch, "transpose": moved} if 0 <= moved <= 48 else None
+
+    def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
+        """Write a single voice (163 bytes): a DX7 takes it, Dexed's file browser only banks. Returns its path."""
+        voice = voice_bytes(patch, *voice_names([name]))
+        return _write(path, VOICE_HEADER, voice)
+
+    def save_bank(self, path: str | Path, voices: list[tuple[str, Patch]]) -> Path:
+        """Write 1 to 32 named patches as a bank (4,104 bytes), the rest the initial voice. Returns its path.
+
+        Names are made as `voice_names` says. Raises `PresetError`.
+        """
+        if not 1 <= len(voices) <= self.bank_size:
+            raise PresetError(f"a bank takes 1 to {self.bank_size} voices; got {len(voices)}")
+        names = voice_names([name for name, _ in voices])
+        own = [voice_bytes(patch, name) + b"\x3f" for name, (_, patch) in zip(names, voices)]
+        packed = [dexed.Patch.from_sysex(voice).to_packed() for voice in own]
+        return _write(path, BANK_HEADER, b"".join(packed + [_initial_voice()] * (self.bank_size - len(own))))
 
     def load_preset(self, path: str | Path) -> Patch:
-        """Read the voice of a single-voice `.syx`, or the first of a bank. Raises `PresetError`."""
+        """Read the first voice of a `.syx`. Raises `PresetError`."""
         return self.load_bank(path)[0][1]
 
     def load_bank(self, path: str | Path) -> list[tuple[str, Patch]]:
-        """Read every voice of a `.syx`, single or bank, as `(name, patch)`. Raises `PresetError`."""
+        """Read every voice of a `.syx`, of all its single voices and banks, as `(name, patch)`.
+
+        Dumps of other kinds are passed over; one that is damaged is left out with a warning. Raises `PresetError` if
+        nothing is left.
+        """
         try:
             data = Path(path).read_bytes()
         except OSError as error:
             raise PresetError(f"{path}: {error.strerror}; give the path of a DX7 .syx file") from error
-        header = data[:2] + bytes(byte & 0xF0 for byte in data[2:3]) + data[3:6]  # on any MIDI channel
-        if header == VOICE_HEADER:
-            voices = [self._payload(data, VOICE_BYTES, path)]
-        elif header == BANK_HEADER:
-            payload = self._payload(data, BANK_BYTES, path)
-            packed = [payload[i : i + 128] for i in range(0, BANK_BYTES, 128)]
-            voices = [dexed.Patch.from_packed(voice).to_sysex() for voice in packed]
-        else:
-            raise PresetError(
-                f"{path}: not a DX7 voice or bank (.syx); it starts with {data[:6].hex(' ') or 'nothing'}"
-            )
-        return [(v[145:155].decode("ascii", "replace").strip(), patch_from_bytes(v)) for v in voices]
+        voices, problems = [], []
+        for number, header in enumerate(HEADER.finditer(data), start=1):
+            size = VOICE_BYTES if header[1] else BANK_BYTES
+            payload = data[header.end() : header.end() + size]
+            rest = data[header.end() + size : header.end() + size + 2]
+            if rest[1:] != b"\xf7":
+                problems.append(f"dump {number} is truncated; one of its kind has {size + 8} bytes")
+            elif rest[0] != _checksum(payload):
+                problems.append(f"the checksum of dump {number} is wrong, it is damaged")
+            elif header[1]:
+                voices.append(payload)
+            else:
+                packed = (payload[at : at + PACKED_BYTES] for at in range(0, BANK_BYTES, PACKED_BYTES))
+                voices += [dexed.Patch.from_packed(voice).to_sysex() for voice in packed]
+        if not voices:
+            start = data[:6].hex(" ") or "nothing"
+            problem = next(iter(problems), f"not a DX7 voice or bank (.syx); it starts with {start}")
+            raise PresetError(f"{path}: {problem}")
+        for problem in problems:
+            warnings.warn(f"{path}: {problem}; it is left out", stacklevel=2)
+        return [(_name(voice[145:155]), patch_from_bytes(voice)) for voice in voices]
 
-    @staticmethod
-    def _payload(data: bytes, size: int, path) -> bytes:
-        if len(data) < size + 8 or data[size + 7] != 0xF7:
-            raise PresetError(
-                f"{path}: truncated; a DX7 dump of this kind has {size + 8} bytes, the file {len(data)}"
-            )
-        payload = data[6 : size + 6]
-        if _checksum(payload) != data[size + 6]:
-            raise PresetError(f"{path}: the checksum is wrong, the file is damaged")
-        return payload
+
+def _write(path: str | Path, header: bytes, payload: bytes) -> Path:
+    path = Path(path)
+    path.write_bytes(header + payload + bytes([_checksum(payload), 0xF7]))
+    return path

@@ -50,8 +50,9 @@ class Host:
                 self._start()
                 self._ask("__init__", self.arguments, 120.0)
             result = self._ask(method, arguments, timeout)
-            if psutil.Process(self._process.pid).memory_info().rss > self.memory:
-                self.close()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end right after its answer
+                if psutil.Process(self._process.pid).memory_info().rss > self.memory:
+                    self.close()
             return result
 
     @property

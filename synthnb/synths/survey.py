@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -16,19 +17,19 @@ import torch
 
 from synthnb.features import log_mel
 from synthnb.sound import is_as_loud_as
-from synthnb.space import ParameterSpace
-from synthnb.space.fit import dump
+from synthnb.space import LOUDNESS_FLOOR, Note, ParameterSpace
 from synthnb.synths import SynthError
+from synthnb.synths.find import find_plugin
 from synthnb.synths.host import Host
-from synthnb.synths.vst3 import VST3, find_plugin, index_by_key
+from synthnb.synths.vst3 import VST3, index_by_key
 
 STEPS = 1000  # a parameter's range is read in so many
 MOST_CHOICES = 40  # a parameter with more texts is continuous
 SETTINGS = (0.0, 0.25, 0.5, 0.75, 1.0)  # raw values at which a parameter is listened to
 CONTEXTS = 6  # patches around which it is: the plugin's own, and random ones, in which more is switched on
 HEARD = 0.5  # dB of the log-mel, on average: a parameter that never changes more isn't heard
+PATCHES = 100  # random ones that tell how many are silent
 DEFAULT_SHARE = 0.25  # of the proposed prior: how often a parameter stays where the plugin has it
-LOUDNESS_FLOOR = -55.0  # LUFS; below it, a patch counts as silent
 
 
 def survey(
@@ -53,20 +54,27 @@ def survey(
     path, name = find_plugin(plugin)
     find_plugin(
         name
-    )  # a space holds no path, so it must be found by its name too: better told now than at the end
-    host = Host("synthnb.synths.vst3:Plugin", path, name, name=name)
-    keys = list(index_by_key([name for name, _, _ in host.call("parameters")]))
+    )  # a space holds no path; that it isn't found by its name is better told now than at the end
+    with closing(Host("synthnb.synths.vst3:Plugin", path, name, name=name)) as host:
+        rows = _read(host)
+        floor = _listen(host, rows, seconds, np.random.default_rng(seed), progress)
+    space = _space(name, rows, seconds)
+    synth, rng = VST3(space), np.random.default_rng(seed)
+    with closing(synth.host):
+        loud = [
+            is_as_loud_as(synth.render(*space.sample(rng), seconds), LOUDNESS_FLOOR) for _ in range(PATCHES)
+        ]
+    return space, _table(rows), {"floor": floor, "silent": 1 - float(np.mean(loud))}
+
+
+def _read(host: Host) -> list[dict]:
+    """A row for every parameter, by what its texts tell and whether it moves others."""
+    keys = index_by_key([name for name, _, _ in host.call("parameters")])
     own = host.call("after", [])
     rows = []
     for i, (key, raw) in enumerate(zip(keys, own)):
         controller = key.startswith("MIDI CC ")  # JUCE shows plugins' hosts 2,080 of them
         rows.append(_row(key, raw, [""] if controller else host.call("texts", i, STEPS)))
-    note = (60, 100, 0.0, seconds / 2)
-
-    def mel(values: dict[int, float]) -> np.ndarray:
-        audio = host.call("render", None, list(values.items()), note, seconds)
-        return log_mel(torch.from_numpy(audio)).numpy()
-
     for i, row in enumerate(rows):
         if row["why_not"]:
             continue
@@ -75,17 +83,28 @@ def survey(
         if sum(abs(raw - own[j]) > 0.01 for j, raw in enumerate(moved)) > 3:
             row["why_not"] = "sets other parameters"
             host.close()  # not every plugin finds back
-    rng = np.random.default_rng(seed)
+    return rows
+
+
+def _listen(
+    host: Host, rows: list[dict], seconds: float, rng: np.random.Generator, progress: Callable | None
+) -> float:
+    """Write into each row what is heard of it; returns the floor, the same patch against itself in dB."""
     free = [i for i, row in enumerate(rows) if not row["why_not"]]
     contexts = [
-        {i: own[i] for i in free},
+        {i: rows[i]["default"] for i in free},
         *({i: float(rng.choice(rows[i]["raws"])) for i in free} for _ in range(CONTEXTS - 1)),
     ]
+
+    def mel(values: dict[int, float]) -> np.ndarray:
+        audio = host.call("render", None, list(values.items()), (60, 100, 0.0, seconds / 2), seconds)
+        return log_mel(torch.from_numpy(audio)).numpy()
+
     plain = [mel(context) for context in contexts]
     if all(np.ptp(m) == 0 for m in plain):
-        raise SynthError(f"{plugin} made no sound with {CONTEXTS} patches at C4; is it an instrument?")
+        raise SynthError(f"{host.name} made no sound with {CONTEXTS} patches at C4; is it an instrument?")
     floors = [float(np.abs(mel(context) - m).mean()) for context, m in zip(contexts, plain)]
-    for done, i in enumerate(free):
+    for done, i in enumerate(free, start=1):
         changes = [
             float(np.abs(mel({**context, i: setting}) - m).mean()) - floor
             for context, m, floor in zip(contexts, plain, floors)
@@ -95,12 +114,8 @@ def survey(
         if rows[i]["heard"] <= HEARD:
             rows[i]["why_not"] = "not heard"
         if progress:
-            progress(done + 1, len(free))
-    host.close()
-    space = _space(name, rows, seconds)
-    synth = VST3(space)
-    quiet = [not is_as_loud_as(synth.render(*space.sample(rng), seconds), LOUDNESS_FLOOR) for _ in range(100)]
-    return space, _table(rows), {"floor": max(floors), "silent": float(np.mean(quiet))}
+            progress(done, len(free))
+    return max(floors)
 
 
 def _row(key: str, raw: float, texts: list[str]) -> dict:
@@ -142,11 +157,12 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
     kept = [row for row in rows if not row["why_not"]]
     if not kept:
         raise SynthError(f"none of the {len(rows)} parameters of {plugin} changes its sound")
-    names = list(index_by_key([_identifier(row["key"]) for row in kept]))
+    taken = Note._fields  # by the note
+    names = list(index_by_key([*taken, *(_identifier(row["key"]) for row in kept)]))[len(taken) :]
     first_words = [n.split("_")[0] for n in names]
     parameters = {}
     for row, own, word in zip(kept, names, first_words):
-        module = word if first_words.count(word) > 1 else "rest"
+        module = word if first_words.count(word) > 1 and word != "note" else "rest"
         entry = {
             "key": row["key"],
             "kind": row["kind"],
@@ -177,7 +193,7 @@ def _space(plugin: str, rows: list[dict], seconds: float) -> ParameterSpace:
             "velocity": 100,
         },
     }
-    return ParameterSpace.parse(dump({**head, "parameters": parameters}))
+    return ParameterSpace.from_dict({**head, "parameters": parameters})
 
 
 def _identifier(text: str) -> str:

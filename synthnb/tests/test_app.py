@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthnb.app.app import SHOWN, MatchApp, download, players
+from synthnb.app.match import SHOWN, MatchApp, download, players
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.sound import decode_sound, write_sound
@@ -72,12 +72,13 @@ def test_a_sound_is_uploaded_matched_heard_and_downloaded(app, wav, synth, tmp_p
     assert app.error.value == "" and not app.start.disabled and app.stop.disabled
     match = app.result
     assert (
-        f"{match.best.distance:.3f}" in app.status.value
+        f"{match.best.distance:.2f}" in app.status.value
         and f"{match.history[-1][1]:,} renders" in app.status.value
     )
-    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", "noise"))
+    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", "cents"))
     assert bytes(app.picture.value).startswith(b"\x89PNG")
     assert "parameters differ from the default patch" in app.details.value
+    assert all(step in app.details.value for step in [*synth.how_to_load, match.how_to_play()])
     assert len(app.chosen.options) == min(SHOWN, len(match.candidates))
 
     for index, candidate in enumerate(match.candidates[:2]):
@@ -88,7 +89,7 @@ def test_a_sound_is_uploaded_matched_heard_and_downloaded(app, wav, synth, tmp_p
         np.testing.assert_allclose(heard, match.audio(candidate) * scale, atol=1e-4)
         preset, sound = data_in(app.files.value)
         (path := tmp_path / "preset.syx").write_bytes(preset)
-        assert synth.load_preset(path) == candidate.patch
+        assert synth.load_preset(path) == candidate.patch and len(preset) == 4104
         np.testing.assert_array_equal(decode_sound(sound, "wav"), match.audio(candidate))
     assert 'download="my_b_sound.syx"' in app.files.value
 
@@ -133,6 +134,18 @@ def test_an_error_in_the_search_is_told_as_text(app, wav, monkeypatch):
     assert not app.start.disabled
 
 
+def test_a_picture_that_fails_ends_nothing(app, wav, monkeypatch):
+    def fails(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr("synthnb.plots.compare", fails)
+    app.seconds.value = 0
+    upload(app, "kick_$100_$200.wav", wav)
+    app.start.click()
+    app.wait(600)
+    assert app.result is not None and app.files.value and "no picture" in app.error.value
+
+
 def test_examples_can_be_chosen(app):
     if len(app.example.options) < 2:
         pytest.skip("datasets/examples is not there: this is not a checkout")
@@ -152,9 +165,9 @@ def test_a_new_sound_clears_the_last_match(app, wav):
 
 def test_a_missing_model_is_told_as_text(wav, tmp_path):
     app = MatchApp(tmp_path / "none.safetensors")
-    assert "no checkpoint at" in app.error.value and app.start.disabled
+    assert "no checkpoint" in app.error.value and app.start.disabled
     upload(app, "sound.wav", wav)
-    assert "no checkpoint at" in app.error.value and app.start.disabled
+    assert "no checkpoint" in app.error.value and app.start.disabled
 
 
 def test_players_share_one_scale():

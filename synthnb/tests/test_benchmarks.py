@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from synthnb.tools.benchmarks import DIETS, engine_rate, feeding, measure
+from synthnb.tools.costs import costs
 
 
 def hold(size):
@@ -38,3 +39,9 @@ def test_rates(short_dataset, short_space):
     table = feeding(short_dataset, batch_size=16, seconds=0.05)
     assert list(table.index) == list(DIETS)
     assert (table["cached"] > 0).all() and (table["raw cached"] > 0).all()
+
+
+def test_costs_says_where_the_time_goes(space):
+    rows = costs(space, 40)
+    assert rows["rendered"] == 1 and 0.8 < rows["kept"] <= 1 and 0.2 < rows["ratio"] < 1
+    assert rows["kept_per_second"] <= rows["clips_per_second"]

@@ -1,16 +1,19 @@
 """Every command, in process: what it prints, what it writes, and how it says what is wrong."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from synthnb.cli import main
+from synthnb import __version__
+from synthnb.cli import UPDATE, main
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
 from synthnb.space import ParameterSpace
@@ -36,8 +39,8 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def bank(tmp_path, synth, patches):
-    """32 voices: 25 different ones, and 7 times the last of these."""
-    return synth.save_bank(tmp_path / "bank.syx", [p for p, _ in patches[:25]], [f"V{i}" for i in range(25)])
+    """32 voices: 25 different ones, and 7 times the initial voice."""
+    return synth.save_bank(tmp_path / "bank.syx", [(f"V{i}", p) for i, (p, _) in enumerate(patches[:25])])
 
 
 def refused(capsys, *arguments) -> str:
@@ -53,8 +56,11 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
+FAST = ["--candidates", 4, "--seconds", 0.2, "--workers", 1]
+
+
 def quick(checkpoint, out) -> list:
-    return ["--model", checkpoint, "--out", out, "--candidates", 4, "--seconds", 0.2, "--workers", 1]
+    return ["--model", checkpoint, "--out", out, *FAST]
 
 
 def test_match_writes_its_files_and_says_how_close_it_came(capsys, tmp_path, sound, checkpoint, synth):
@@ -63,15 +69,31 @@ def test_match_writes_its_files_and_says_how_close_it_came(capsys, tmp_path, sou
     files = sorted(path.name for path in out.iterdir())
     assert files == ["match.json", "match.png", "match.wav", "target.wav", "two_words.syx"]
     report = json.loads((out / "match.json").read_text())
-    assert synth.load_bank(out / "two_words.syx") == [("two words", report["patch"])]
+    assert synth.load_bank(out / "two_words.syx")[0] == ("two words", report["patch"])
     assert all(str(out / name) in text for name in files)
-    row = next(line for line in text.splitlines() if line.startswith(("refined", "proposed")))
     assert "distance" in text and all(metric in text for metric in report["distances"])
-    last = [line for line in text.splitlines() if line.startswith(("refined", "proposed"))][-1].split()
-    assert [float(x) for x in last[2:]] == pytest.approx(list(report["distances"].values()), abs=1e-3)
-    assert row.startswith("proposed")
-    assert f"MIDI note {report['note']['pitch']}" in text
+    best = next(line for line in text.splitlines() if line.startswith("1 ")).split()
+    assert [float(x) for x in best[-4:]] == pytest.approx(list(report["distances"].values()), abs=0.006)
+    steps = [line for line in text.splitlines() if line[:3] in ("1. ", "2. ", "3. ")]
+    assert [line[3:] for line in steps] == report["how_to_load"]
+    assert "A3 (57)" in steps[-1]  # 220 Hz
     assert (out / "match.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_match_finds_a_folder_for_a_sound_of_any_name(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(sound, "kick_$100_$200.wav")  # a formula to matplotlib
+    text = run(capsys, "match", "kick_$100_$200.wav", "--model", checkpoint, *FAST)
+    assert "How close" in text
+    assert len(list(Path("outputs", "kick_$100_$200").iterdir())) == 5
+
+
+def test_match_never_overwrites_the_recording(capsys, tmp_path, sound, checkpoint):
+    for name in ("target.wav", "match.wav"):
+        recording = Path(shutil.copy(sound, tmp_path / name))
+        assert name in refused(capsys, "match", recording, *quick(checkpoint, tmp_path))
+        assert recording.read_bytes() == sound.read_bytes()
+        recording.unlink()
 
 
 def test_match_takes_a_name_and_repeats_with_its_seed(capsys, tmp_path, sound, checkpoint):
@@ -91,6 +113,20 @@ def test_match_shows_its_progress_on_one_line_of_a_terminal(capsys, monkeypatch,
     assert "renders  distance" in err
 
 
+def test_elsewhere_progress_is_a_line_now_and_then(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    monkeypatch.setitem(UPDATE, False, 1000.0)  # seconds
+    monkeypatch.setenv("TQDM_MININTERVAL", "5")
+    assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path), "--seconds", 1]]) == 0
+    err = capsys.readouterr().err
+    assert "\r" not in err
+    assert len([line for line in err.splitlines() if "renders  distance" in line]) == 1
+    command = ["generate", str(tmp_path / "set"), *"--train 4 --val 0 --test 0 --workers 1".split()]
+    done = subprocess.run(
+        [sys.executable, "-m", "synthnb", *command], capture_output=True, text=True, check=True
+    )
+    assert "4/4" in done.stderr.splitlines()[-1] and "\r" not in done.stderr
+
+
 def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
     text = tmp_path / "notes.txt"
     text.write_text("no sound at all")
@@ -98,7 +134,7 @@ def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
     assert "notes.txt: is not a sound file" in refused(capsys, "match", text, *arguments)
     assert "No such file" in refused(capsys, "match", tmp_path / "missing.wav", *arguments)
     missing = quick(tmp_path / "none.safetensors", tmp_path / "out")
-    assert "no checkpoint at" in refused(capsys, "match", sound, *missing)
+    assert "there are dexed" in refused(capsys, "match", sound, *missing)
     assert not (tmp_path / "out").exists()
     assert "notes.txt" in refused(
         capsys, "match", sound, *quick(checkpoint, text)
@@ -106,13 +142,35 @@ def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--candidates", "0"], ["--seconds", "-1"], ["--seconds", "nan"], ["--speed", "9"]]
+    "wrong",
+    [
+        "match x.wav --candidates 0",
+        "match x.wav --seconds -1",
+        "match x.wav --seconds nan",
+        "match x.wav --speed 9",
+        "match x.wav --workers 0",
+        "match x.wav --seed -1",
+        "generate x --workers 0",
+        "generate x --seed -1",
+        "generate x --train -1",
+        "generate x --part 3/2",
+        "generate x --part 2",
+        "subset x --out y --clips 1 --seed -1",
+    ],
 )
-def test_options_are_checked_before_the_work(capsys, tmp_path, wrong):
+def test_options_are_checked_before_the_work(capsys, monkeypatch, tmp_path, wrong):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        main(["match", "x.wav", "--out", str(tmp_path), *wrong])
+        main(wrong.split())
     assert stopped.value.code == 2
-    assert wrong[0] in capsys.readouterr().err
+    assert re.findall(r"--\w+", wrong)[-1] in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_said_before_the_search(capsys, monkeypatch, tmp_path, sound, checkpoint):
+    monkeypatch.setattr("synthnb.search.matcher.Matcher.match", None)
+    (tmp_path / "file").touch()
+    assert "file" in refused(capsys, "match", sound, *quick(checkpoint, tmp_path / "file"))
 
 
 def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, tmp_path, sound, checkpoint):
@@ -124,6 +182,18 @@ def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, 
     assert capsys.readouterr().err.strip() == "synthnb: interrupted"
 
 
+def test_an_interrupt_while_modules_are_imported_is_one_line(capsys, monkeypatch, sound):
+    class Interrupt:
+        def find_spec(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "meta_path", [Interrupt()])
+    for name in [name for name in sys.modules if name.startswith("synthnb.")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["match", str(sound)]) == 130
+    assert capsys.readouterr().err.strip() == "synthnb: interrupted"
+
+
 def test_info_describes_a_checkpoint(capsys, tmp_path, checkpoint):
     text = run(capsys, "info", checkpoint)
     assert "tiny.safetensors" in text and "space 'dexed' for dexed: 145 parameters, 0.5 s" in text
@@ -132,7 +202,7 @@ def test_info_describes_a_checkpoint(capsys, tmp_path, checkpoint):
     shutil.copy(checkpoint, broken := tmp_path / "broken.safetensors")
     broken.write_bytes(broken.read_bytes()[:100])
     assert "not a readable .safetensors" in refused(capsys, "info", broken)
-    assert "no checkpoint at" in refused(capsys, "info", "no-such-model")
+    assert "there are dexed" in refused(capsys, "info", "no-such-model")
 
 
 def test_space_lists_its_parameters(capsys):
@@ -167,35 +237,78 @@ def test_generate_renders_a_dataset_and_goes_on_with_it(capsys, tmp_path):
     assert "at least one training clip" in refused(capsys, "generate", tmp_path / "x", "--train", 0)
 
 
-def test_costs_says_where_the_time_goes(capsys):
-    rows = dict(line.split() for line in run(capsys, "costs", "dexed", "--patches", 40).splitlines()[:11])
-    shares = {name: float(rows[name]) for name in ("rendered", "kept", "ratio")}
-    assert shares["rendered"] == 1 and 0.8 < shares["kept"] <= 1 and 0.2 < shares["ratio"] < 1
-    assert float(rows["kept_per_second"]) <= float(rows["clips_per_second"])
+def test_check_names_problems_of_a_damaged_dataset(capsys, mine):
+    assert "no problems" in run(capsys, "check", mine)
+    (mine / "val.h5").write_bytes(b"no HDF5")
+    assert main(["check", str(mine)]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("PROBLEM") and "val.h5" in out[0]
 
 
 def test_fit_makes_a_space_of_a_bank_counting_equal_voices_once(capsys, tmp_path, bank):
     out = tmp_path / "mine.yaml"
-    assert "25 different voices of 64" in run(capsys, "fit", bank, bank, "--out", out, "--name", "mine")
+    assert "26 different voices of 64" in run(capsys, "fit", bank, bank, "--out", out, "--name", "mine")
     space = ParameterSpace.load(out)
     assert space.name == "mine" and len(space.parameters) == 145
     assert "space 'mine'" in run(capsys, "space", out)
 
 
-def test_fit_refuses_files_that_are_no_banks_and_too_few_voices(capsys, tmp_path, synth, patches):
-    one = synth.save_preset(tmp_path / "one.syx", patches[0][0], "ONE")
+def test_fit_leaves_out_what_is_no_bank_and_says_so(capsys, tmp_path, bank):
     (text := tmp_path / "notes.syx").write_text("no voice")
+    banks = [bank, text, tmp_path / "missing.syx"]
+    assert main([str(a) for a in ["fit", *banks, "--out", tmp_path / "mine.yaml", "--name", "mine"]]) == 0
+    out, err = capsys.readouterr()
+    assert "26 different voices of 32" in out
+    assert [Path(line.split(":")[1].strip()) for line in err.splitlines()] == banks[1:]
+
+
+def test_fit_names_the_damaged_one_of_several_banks_in_a_file(capsys, tmp_path, bank):
+    whole = bank.read_bytes()
+    bank.write_bytes(whole + whole[:-9])
+    assert main(["fit", str(bank), "--out", str(tmp_path / "mine.yaml"), "--name", "mine"]) == 0
+    out, err = capsys.readouterr()
+    assert "26 different voices of 32" in out and err.count("\n") == 1
+    assert f"{bank}: dump 2 is truncated" in err and "left out" in err
+
+
+def test_fit_refuses_too_few_voices_and_to_overwrite_what_it_reads(capsys, tmp_path, synth, patches, bank):
+    one = synth.save_preset(tmp_path / "one.syx", patches[0][0], "ONE")
     to = ["--out", tmp_path / "mine.yaml", "--name", "mine"]
     assert "too few to fit" in refused(capsys, "fit", one, *to)
-    assert "not a DX7 voice or bank" in refused(capsys, "fit", text, *to)
-    assert "missing.syx: No such file" in refused(capsys, "fit", tmp_path / "missing.syx", *to)
     assert not (tmp_path / "mine.yaml").exists()
+    before = bank.read_bytes()
+    assert "bank.syx" in refused(capsys, "fit", bank, "--out", bank, "--name", "mine")
+    assert bank.read_bytes() == before
 
 
-def test_help_is_there_for_every_command_without_loading_the_model_code():
-    code = "import sys; from synthnb.cli import parser; print(parser().format_help(), 'torch' in sys.modules)"
-    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(
-        f"\n    {name}" in text for name in ("match", "info", "space", "generate", "check", "subset", "fit")
+def test_a_space_is_not_surveyed_for_a_file_that_it_may_not_write(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("synthnb.synths.survey.survey", None)
+    (edited := tmp_path / "edited.yaml").write_text("# mended by hand\n")
+    assert "edited.yaml" in refused(capsys, "space", "any plugin", "--out", edited)
+    assert "nowhere" in refused(capsys, "space", "any plugin", "--out", tmp_path / "nowhere" / "x.yaml")
+    assert edited.read_text() == "# mended by hand\n"
+
+
+def test_help_and_version_are_there_without_loading_anything_slow():
+    code = (
+        "import sys; from synthnb.cli import parser; print(parser().format_help()); "
+        "print({'numpy', 'pandas', 'torch', 'tqdm'} & set(sys.modules))"
     )
-    assert text.strip().endswith("False")
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    commands = (
+        "match",
+        "info",
+        "space",
+        "surge",
+        "generate",
+        "featurize",
+        "check",
+        "subset",
+        "export",
+        "fit",
+    )
+    assert all(f"\n    {name}" in text for name in commands)
+    assert text.strip().endswith("set()")
+    command = [sys.executable, "-m", "synthnb", "--version"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text == f"synthnb {__version__}\n"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from synthnb.data.draw import sample_clip, sample_clips
+from synthnb.space import SPACES, ParameterSpace
 from synthnb.space.edits import edit
 
 
@@ -24,6 +25,19 @@ def test_an_edit_is_a_patch_of_the_space(space, edits):
             and after["velocity"] == space.velocity
         )
         assert list(patch) == [p.name for p in space.parameters]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_an_edit_is_what_its_vector_says(name):
+    space = ParameterSpace.load(name)
+    for i in range(100):
+        rng = np.random.default_rng(i)
+        patch, note = edit(space, *space.sample(rng), rng)
+        assert note.start <= note.end
+        vector = space.encode(patch, note)
+        decoded, played = space.decode(vector)
+        assert played == pytest.approx(note, abs=1e-6)
+        np.testing.assert_array_equal(space.encode(decoded, played), vector)
 
 
 def test_edits_are_small_and_large(space, edits):

@@ -403,6 +403,29 @@ def test_a_file_that_is_no_checkpoint_is_refused(weights, no_hub, tmp_path):
         Music2Latent(part)
 
 
+class Code:
+    """Unpickled, it would write the file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.write_text, ("run",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_but_tensors_is_taken_from_weights(weights, no_hub, tmp_path, zipped):
+    more = {
+        "gen_state_dict": torch.load(weights)["gen_state_dict"],
+        "loss": np.float64(1),
+        "code": Code(tmp_path / "x"),
+    }
+    torch.save(more, path := tmp_path / "more.pt", _use_new_zipfile_serialization=zipped)
+    audio = torch.randn((1, 1, 5632), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(Music2Latent(path)(audio), Music2Latent(weights)(audio))
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_missing_package_is_named(mine, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "music2latent", None)
     assert main(["featurize", str(mine), "--feature", "music2latent"]) == 2

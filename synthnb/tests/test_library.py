@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from synthnb.data.generate import generate
-from synthnb.data.library import Library
+from synthnb.data.library import Library, nearest
 from synthnb.data.shards import DatasetError, open_split
 from synthnb.models.checkpoint import CheckpointError, load_model, save_model
 from synthnb.models.flow import FlowModel, ModelSettings
@@ -113,3 +113,12 @@ def test_clips_that_the_seed_does_not_draw_are_refused(short_space, tmp_path):
         file["param_array"][7, 0] += 0.1
     with pytest.raises(DatasetError, match=r"training clip 3 of .* is not what seed 0 draws from 'dexed'"):
         Library.build(folder)
+
+
+def test_the_nearest_are_those_of_a_plain_search():
+    rng = torch.Generator().manual_seed(0)
+    rows, point = torch.randn(5000, 6, generator=rng), torch.randn(1, 6, generator=rng)
+    for order in (1, 2):
+        gaps = torch.linalg.vector_norm(rows - point, order, dim=1)
+        assert nearest(rows.split(700), point, 3, order) == gaps.argsort()[:3].tolist()
+    assert len(nearest([rows[:2]], point, 3, 2)) == 2

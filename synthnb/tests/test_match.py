@@ -1,7 +1,9 @@
-"""The matcher on a model that knows nothing: ranking, refining, time, interrupts, workers, and the files it leaves."""
+"""The matcher on a model that knows nothing: ranking, key, refining, budgets, interrupts, workers, and its files."""
 
 import copy
+import errno
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,11 +15,22 @@ from synthnb.data.shards import open_split
 from synthnb.features import log_mel
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.flow import FlowModel, ModelSettings
-from synthnb.search.matcher import Matcher, gain
+from synthnb.pitch import Pitch, find_pitch
+from synthnb.search.distance import TunedDistance
+from synthnb.search.match import at_key, gain, output_paths
+from synthnb.search.matcher import Matcher
 from synthnb.sound import SAMPLE_RATE, UnusableSound
 from synthnb.space import Note
 
 NOTE = Note(60, 100, 0.0, 0.4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unpitched():
+    """Nothing has a pitch, unless a test says otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthnb.search.distance.find_pitch", lambda audio: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +64,7 @@ def vectors(matcher, count=5):
 def knowing(matcher, short_dataset):
     """A matcher whose model has a library."""
     model = copy.copy(matcher.model)
-    model.library = Library.build(short_dataset, workers=1)
+    model.library = Library.build(short_dataset)
     return Matcher(model, workers=1)
 
 
@@ -76,8 +89,8 @@ def test_proposals_depend_on_the_seed_alone(matcher, target):
 def test_the_best_so_far_is_edited(matcher, target):
     edited = []
 
-    def edit(sound, vector, count, seed):
-        assert sound is target
+    def edit(mel, vector, count, seed):
+        torch.testing.assert_close(mel, log_mel(torch.from_numpy(target)))
         edited.append((vector, count))
         return vectors(matcher, 20)[len(edited) :][:count]
 
@@ -98,16 +111,17 @@ def test_a_search_begins_with_what_sounds_alike_in_the_library(knowing, short_da
     assert values[0] == pytest.approx(0, abs=1e-6) and values[1:].min() > 0.01
     match = knowing.match(audio, 12, seconds=0, steps=2)
     assert match.best is match.first and match.best.origin == "library"
-    assert [renders for _, renders, _ in match.history] == [8, 9, 10, 11, 12]
+    assert [renders for _, renders, _ in match.history][:5] == [8, 9, 10, 11, 12]
 
 
 def test_an_edit_keeps_most_of_its_source(knowing, target):
     source = vectors(knowing, 1)[0]
-    edits = knowing.edit(target, source, 50, seed=1)
+    mel = log_mel(torch.from_numpy(target))
+    edits = knowing.edit(mel, source, 50, seed=1)
     assert (
         0.5 < (np.abs(edits - source) < 1e-3).mean() < 0.99
     )  # before it learns, too, it keeps most of a source
-    np.testing.assert_array_equal(edits, knowing.edit(target, source, 50, seed=1))
+    np.testing.assert_array_equal(edits, knowing.edit(mel, source, 50, seed=1))
 
 
 def test_candidates_are_ranked_by_their_distance(matcher, target):
@@ -117,10 +131,10 @@ def test_candidates_are_ranked_by_their_distance(matcher, target):
     assert {c.origin for c in match.candidates} == {"noise"}
     assert match.best is match.first is match.candidates[0]
     assert [(renders, distance) for _, renders, distance in match.history] == [(6, distances[0])]
-    renders = np.stack([match.audio(c, level=False) for c in match.candidates])
+    renders = np.stack([c.audio for c in match.candidates])
     np.testing.assert_allclose(Distance(target)(renders), distances)
     assert list(match.table(4)["distance"]) == distances[:4]
-    assert list(match.table(4)) == ["origin", "distance", "pitch", "MSS", "wMFCC", "SOT", "RMS"]
+    assert list(match.table(4)) == ["origin", "distance", "key", "cents", "MSS", "wMFCC", "SOT", "RMS"]
 
 
 def test_a_search_only_gets_better_and_can_be_followed(matcher, target):
@@ -146,7 +160,7 @@ def test_refining_finds_its_way_back_from_a_perturbed_patch(matcher, target, pat
     near = space.from_quantiles(quantiles)
     distance = Distance(target)
     start = matcher.distances(distance, near[None])[0]
-    search = matcher.refine(distance, near, float("inf"), seed=0)
+    search = matcher.refine(distance, near)
     best = min(values.min() for (_, values), _ in zip(search, range(25)))
     assert start > 0.1
     assert best < 0.7 * start
@@ -157,7 +171,7 @@ def test_refining_repeats_and_leaves_the_global_generator_alone(matcher, target)
     distance = Distance(target)
 
     def first_two(seed):
-        search = matcher.refine(distance, start, float("inf"), seed)
+        search = matcher.refine(distance, start, seed=seed)
         return np.concatenate([next(search)[0], next(search)[0]])
 
     state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -170,7 +184,7 @@ def test_refining_repeats_and_leaves_the_global_generator_alone(matcher, target)
 def test_refining_keeps_categories_and_ranges(matcher, target):
     start = vectors(matcher, 1)[0]
     start[matcher.space.columns["start"]] = 0.0  # on the very edge of the range
-    population, _ = next(matcher.refine(Distance(target), start, float("inf")))
+    population, _ = next(matcher.refine(Distance(target), start))
     for p in matcher.space:
         if p.kind == "categorical":
             at = matcher.space.columns[p.name]
@@ -259,9 +273,8 @@ def test_an_interrupt_before_anything_was_found_passes_through(matcher, target, 
 
 def test_saved_files_hold_the_match(tmp_path, matcher, found, target):
     paths = found.save(tmp_path / "new" / "folder", "Vibes 1")
-    assert sorted(paths) == ["match", "preset", "report", "target"]
-    assert paths["preset"].name == "Vibes_1.syx"
-    assert matcher.synth.load_bank(paths["preset"]) == [("Vibes 1", found.best.patch)]
+    assert sorted(paths) == ["match", "picture", "preset", "report", "target"]
+    assert paths["preset"].name == "Vibes_1.syx" and not paths["picture"].exists()
     for kind, audio in (("target", target), ("match", found.audio())):
         samples, rate = soundfile.read(paths[kind], dtype="float32", always_2d=True)
         assert rate == SAMPLE_RATE
@@ -274,6 +287,21 @@ def test_saved_files_hold_the_match(tmp_path, matcher, found, target):
     assert report["renders"] == found.history[-1][1]
     assert report["patch"] == found.best.patch and report["note"] == found.best.note._asdict()
     assert (report["space"], report["preset"]) == (found.space.name, "Vibes_1.syx")
+    assert report["how_to_load"] == [*matcher.synth.how_to_load, found.how_to_play()]
+
+
+def test_a_preset_is_a_bank_of_the_different_candidates_for_one_key(tmp_path, matcher, found):
+    best = replace(found.best, origin="edit")
+    other = replace(best, patch={**best.patch, "feedback": (best.patch["feedback"] + 1) % 8})
+    elsewhere = replace(other, patch={**best.patch, "lfo_speed": 7}, note=best.note._replace(pitch=1))
+    match = replace(found, candidates=[best, best, elsewhere, other])
+    voices = matcher.synth.load_bank(match.save(tmp_path, "Vibes")["preset"])
+    assert len(voices) == 32 and voices[0] == ("Vibes", best.patch) and voices[1][1] == other.patch
+    assert not {tuple(match.candidates[2].patch.values()), tuple(best.patch.values())} & {
+        tuple(patch.values()) for _, patch in voices[1:]
+    }
+    (voice,) = matcher.synth.load_bank(match.save(tmp_path, "Vibes", other, single=True)["preset"])
+    assert voice == ("Vibes", other.patch)
 
 
 def test_any_candidate_can_be_saved(tmp_path, matcher, found):
@@ -281,6 +309,35 @@ def test_any_candidate_can_be_saved(tmp_path, matcher, found):
     paths = found.save(tmp_path, candidate=last)
     assert matcher.synth.load_preset(paths["preset"]) == last.patch
     assert json.loads(paths["report"].read_text())["distance"] == round(last.distance, 4)
+
+
+@pytest.mark.parametrize("file", ["target.wav", "match.wav", "match.png", "bass.syx", "match.json"])
+def test_no_file_is_overwritten_that_is_not_of_a_match(tmp_path, found, file):
+    (tmp_path / file).write_text("somebody's own")
+    recording = tmp_path / file
+    with pytest.raises(FileExistsError, match="not its own; choose another folder"):
+        found.save(tmp_path, "bass", recording=recording)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["somebody's own"]
+    if file != "match.json":  # by which an earlier match is known
+        with pytest.raises(FileExistsError, match="not its own"):
+            found.save(tmp_path, "bass")
+
+
+def test_a_match_is_overwritten_by_the_next_but_never_its_own_recording(tmp_path, matcher, found):
+    paths = found.save(tmp_path)
+    found.save(tmp_path, recording=tmp_path / "bass.wav")
+    with pytest.raises(FileExistsError, match="not its own"):
+        output_paths(tmp_path, "match", matcher.synth, paths["target"])
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_search(tmp_path, matcher, monkeypatch):
+    def refused(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/tmp123")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(PermissionError, match="Permission denied; choose another folder") as error:
+        output_paths(tmp_path, "match", matcher.synth)
+    assert error.value.filename == str(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -310,5 +367,169 @@ def test_a_match_is_brought_to_the_level_of_its_target(found, target):
         return np.sqrt(np.mean(np.square(audio, dtype=np.float64)))
 
     assert rms(found.audio()) == pytest.approx(rms(target), rel=1e-4)
-    assert found.audio(level=False).shape == target.shape
+    np.testing.assert_allclose(found.audio(), found.best.audio * gain(target, found.best.audio))
     assert gain(target, np.zeros_like(target)) == gain(np.zeros_like(target), target) == 1.0
+
+
+# --- in key -----------------------------------------------------------------------------------------------------------
+
+
+def sine(hz):
+    return 0.3 * np.sin(2 * np.pi * hz * np.arange(22_050) / SAMPLE_RATE, dtype=np.float32)[None]
+
+
+def noise():
+    return np.random.default_rng(0).normal(0, 0.1, (1, 22_050)).astype(np.float32)
+
+
+@pytest.fixture
+def pitched(monkeypatch):
+    monkeypatch.setattr("synthnb.search.distance.find_pitch", find_pitch)
+
+
+def test_a_patch_sounds_the_same_with_another_key(synth, patches):
+    for patch, note in patches[:10]:
+        moved, at = at_key(synth, patch, note, 60)
+        assert (at.pitch - 60) % 12 == 0 and 0 <= moved["transpose"] <= 48
+        np.testing.assert_array_equal(synth.render(moved, at, 0.5), synth.render(patch, note, 0.5))
+
+
+def test_a_key_that_a_patch_does_not_reach_is_octaves_away(synth, space):
+    low = {**space.default_patch, "transpose": 0}
+    assert at_key(synth, low, NOTE, 50)[1].pitch == 50
+    moved, note = at_key(synth, low, NOTE, 70)
+    assert (note.pitch, moved["transpose"]) == (58, 2)
+
+
+def test_a_synth_that_cannot_transpose_keeps_its_note(space):
+    class Fixed:
+        def transpose(self, patch, semitones):
+            return None
+
+    assert at_key(Fixed(), space.default_patch, NOTE, 72) == (space.default_patch, NOTE)
+
+
+@pytest.mark.parametrize("played", [48, 55, 60, 71, 72])
+def test_the_key_that_was_recorded_is_the_key_to_press(matcher, synth, monkeypatch, pitched, played):
+    space = matcher.space
+    audio = synth.render(space.default_patch, NOTE, 0.5)[:1]
+    off = space.encode(space.default_patch, NOTE._replace(pitch=played))
+    monkeypatch.setattr(matcher, "start", lambda mel, count, seed: off[None])
+    match = matcher.match(audio, candidates=1, seconds=0)
+    assert match.key == 60 and match.best.note.pitch == 60
+    assert match.best.distance == pytest.approx(0, abs=1e-6) and abs(match.cents()) < 5
+    assert match.best.origin == ("noise" if played == 60 else "moved")
+    assert match.how_to_play() == "Press C4 (60); in tune."
+    sound = synth.render(match.best.patch, match.best.note, 0.5)[:1]
+    np.testing.assert_array_equal(sound, match.best.audio)
+
+
+def test_what_is_in_tune_is_refined_without_being_transposed(matcher, monkeypatch, pitched):
+    space, held, refine = matcher.space, [], matcher.refine
+    audio = matcher.synth.render(space.default_patch, NOTE, 0.5)[:1]
+    monkeypatch.setattr(matcher, "refine", lambda *given: held.append(given[-1]) or refine(*given))
+    for note, names in ((NOTE, {"pitch", "transpose"}), (NOTE._replace(pitch=67), ())):
+        vector = space.encode(space.default_patch, note)
+        monkeypatch.setattr(matcher, "start", lambda *_, vector=vector: vector[None])
+        monkeypatch.setattr(matcher, "transpose", lambda *_: None)
+        matcher.match(audio, 1, seconds=0)
+        assert held.pop() == names
+    start = vectors(matcher, 1)[0]
+    population, _ = next(refine(Distance(audio), start, held={"pitch", "transpose"}))
+    kept = [space.columns[name].start for name in ("pitch", "transpose")]
+    np.testing.assert_allclose(population[:, kept], np.tile(start[kept], (len(population), 1)), atol=1e-6)
+    assert population.std(axis=0).max() > 0
+
+
+def test_what_is_out_of_tune_is_farther_by_up_to_one(pitched):
+    plain, tuned = Distance(sine(440)), TunedDistance(sine(440))
+    renders = np.stack([sine(hz) for hz in (440, 432.446, 466, 220)] + [hiss := noise()])
+    assert tuned.pitch.key == 69
+    np.testing.assert_allclose(tuned(renders) - plain(renders), [0, 0.3, 1, 1, 1], atol=0.05)
+    assert [tuned.cents(x) for x in renders[[0, 3]]] == pytest.approx([0, -1200], abs=3)
+    assert tuned.cents(hiss) is None
+    np.testing.assert_array_equal(TunedDistance(hiss)(renders), Distance(hiss)(renders))
+
+
+def test_refining_is_told_to_keep_mss(target):
+    plain, other = TunedDistance(target), target[None, :, ::-1].copy()
+    (mss,), (free,) = plain.mss(other), plain(other)
+    assert plain.bounded(mss + 1)(other)[0] == free and plain.bounded(mss - 0.5)(other)[0] > free + 0.3
+    assert plain(other)[0] == free
+
+
+def test_it_is_said_what_to_press(found):
+    match = replace(found, pitch=Pitch(440.0, 1.0))
+
+    def said(key, cents):
+        return match.how_to_play(replace(found.best, note=NOTE._replace(pitch=key), cents=cents))
+
+    assert said(69, 0.4) == "Press A4 (69); in tune."
+    assert said(69, -61.2) == "Press A4 (69); 61 cents flat."
+    assert said(81, 3.3) == "Press A5 (81) for the A4 (69) that was recorded; 3 cents sharp."
+    assert said(69, None) == "Press A4 (69); what sounds is unpitched."
+
+
+def test_what_is_unpitched_is_said_to_be(found):
+    assert found.key is None and found.cents() is None
+    assert found.how_to_play().endswith("; the recording is unpitched.")
+
+
+# --- what is ranked is what is kept -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mss", "origin"), [(1.9, "refined"), (2.1, "noise")])
+def test_what_is_refined_is_kept_only_if_its_mss_is_no_worse(
+    matcher, target, patches, monkeypatch, mss, origin
+):
+    better, measured = (
+        matcher.space.encode(patches[0][0], NOTE),
+        iter([2.0, mss]),
+    )  # the first is of what was proposed
+    monkeypatch.setattr(matcher, "refine", lambda *_: iter([(better[None], np.array([0.0]))]))
+    monkeypatch.setattr(Distance, "mss", lambda *_: [next(measured)])
+    assert matcher.match(target, 4, seconds=0, steps=1).best.origin == origin
+
+
+def test_a_synth_that_never_repeats_is_ranked_by_what_is_kept(matcher, target, monkeypatch, tmp_path):
+    rng, render, count = np.random.default_rng(0), matcher.synth.render, []
+
+    def noisy(*arguments):
+        count.append(arguments)
+        return render(*arguments) + rng.normal(0, 0.01, (2, target.shape[1])).astype(np.float32)
+
+    fresh = Matcher(matcher.model, workers=1)
+    monkeypatch.setattr(fresh.synth, "render", noisy)
+    match = fresh.match(target, 12, renders=32, steps=1)
+    for c in match.candidates:
+        assert Distance(target)(c.audio[None])[0] == c.distance
+    saved = soundfile.read(match.save(tmp_path)["match"], dtype="float32", always_2d=True)[0].T
+    np.testing.assert_array_equal(saved, match.audio())
+    assert (
+        len(count) == match.history[-1][1] == 44
+    )  # nothing is played twice, the source of the edits neither
+
+
+def test_a_budget_of_renders_gives_the_same_on_a_slower_machine(matcher, target, monkeypatch):
+    first = matcher.match(target, 4, renders=50, steps=1)
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    again = matcher.match(target, 4, renders=50, steps=1)
+    assert first.history[-1][1] == again.history[-1][1] == 4 + 48
+    assert [row[1:] for row in first.history] == [row[1:] for row in again.history]
+    np.testing.assert_array_equal(first.best.vector, again.best.vector)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"candidates": 0}])
+def test_settings_are_checked_before_the_work(matcher, target, wrong):
+    with pytest.raises(ValueError, match="give 1 or more and 0 or more"):
+        matcher.match(target, **wrong)
+    with pytest.raises(ValueError, match="workers is 0; give 1 or more"):
+        Matcher(matcher.model, workers=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_on_a_gpu_proposes_from_the_cpu(matcher, target):
+    model = copy.deepcopy(matcher.model).cuda()
+    match = Matcher(model, workers=1).match(target, 10, seconds=0, steps=1)
+    assert len(match.candidates) == 10

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from dexed.algorithms import algorithms
 from scipy import stats
 
-from synthnb.space import NOTE_FIELDS, Note, Parameter, ParameterSpace, SpaceError
+from synthnb.space import NOTE_FIELDS, SPACES, Note, Parameter, ParameterSpace, SpaceError
 from synthnb.synths.dexed import LAYOUT
 
 #: One parameter of every kind with every kind of prior.
@@ -164,8 +165,8 @@ def test_decoding_clips_and_takes_the_likeliest_choice(every):
 
 def test_decoded_limits_can_be_encoded():
     rng = np.random.default_rng(3)
-    for low, size in rng.uniform([-5, 0.01], [5, 9], (500, 2)).round(2):
-        p = Parameter("x", "continuous", float(low), "m", float(low), float(low + size))
+    for low, high in rng.uniform([-5, 5], [5, 9], (500, 2)):
+        p = Parameter("x", "continuous", float(low), "m", float(low), float(high))
         assert p.to_unit(p.from_unit(1.0)) == 1.0 and p.to_unit(p.from_unit(0.0)) == 0.0
 
 
@@ -255,7 +256,25 @@ def test_describe_has_a_row_for_every_parameter(space):
         ({"low": 2.0, "high": 2.0}, "low 2.0 is not below high 2.0"),
         ({"kind": "categorical", "choices": ("a",)}, "at least two different choices"),
         ({"kind": "categorical", "choices": ("a", "a", "b")}, "at least two different choices"),
-        ({"prior": {"normal": [0, 1]}}, r"unknown prior \['normal'\]; use histogram, beta, default_share"),
+        ({"kind": "integer", "high": 2.5}, "low 0.0 and high 2.5 must be whole numbers"),
+        ({"kind": "integer", "high": 999_999_999}, "has 1,000,000,000 values; at most 65,536 are possible"),
+        ({"high": math.inf}, r"high is inf; a number within ±1e\+09"),
+        ({"low": math.nan}, "low is nan; a number"),
+        ({"low": 10**5000}, "low is .*; a number"),
+        ({"high": "9"}, "high is '9'; a number"),
+        ({"default": True}, "default is True; a number"),
+        ({"choices": ("a", "b")}, "has choices, but is continuous"),
+        ({"kind": "categorical", "choices": ("a", "b"), "codes": (1, 1)}, "1 different codes for 2 choices"),
+        ({"kind": "categorical", "choices": ("a", "b"), "codes": (1, "x")}, "the code of b is 'x'"),
+        ({"module": ["m"]}, r"module \['m'\] and key '' must be texts"),
+        ({"prior": [1, 2]}, r"unknown prior \[1, 2\]; use histogram, beta, default_share"),
+        ({"prior": {"normal": [0, 1]}}, "unknown prior {'normal'.*; use histogram, beta, default_share"),
+        ({"prior": {"beta": [1, 1], "histogram": [1]}}, "a histogram and a beta prior; use one"),
+        ({"prior": {"histogram": 5}}, "histogram is 5; a list of numbers"),
+        ({"prior": {"histogram": []}}, "non-negative and not all zero"),
+        ({"prior": {"histogram": [1, math.nan]}}, "a list of numbers"),
+        ({"prior": {"beta": [1]}}, r"beta is \[1\]; two numbers from 0.01 to 1000"),
+        ({"prior": {"beta": [0, 1]}}, r"beta is \[0, 1\]; two numbers"),
         (
             {"kind": "integer", "high": 3.0, "prior": {"histogram": [1, 2]}},
             "2 histogram weights for 4 values",
@@ -270,13 +289,8 @@ def test_describe_has_a_row_for_every_parameter(space):
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_refused(settings, message):
-    with pytest.raises(SpaceError, match=f"'knob'.*{message}|{message}"):
+    with pytest.raises(SpaceError, match=f"^(parameter 'knob': )?{message}|'knob'.*{message}"):
         Parameter(**{"name": "knob", "kind": "continuous", "default": 0.0, "module": "m"} | settings)
-
-
-def test_a_share_that_is_no_number_is_refused():
-    with pytest.raises(SpaceError, match="'start'"):
-        ParameterSpace.parse(EVERY_PRIOR.replace("default_share: 0.5", "default_share: half"))
 
 
 def test_an_unknown_space_is_refused(tmp_path):
@@ -286,17 +300,126 @@ def test_an_unknown_space_is_refused(tmp_path):
         ParameterSpace.load(tmp_path / "gone.yaml")
 
 
-@pytest.mark.parametrize("text", ["", "just words", "{name: x}", "name: [", "[1, 2]"])
-def test_a_file_that_is_no_space_is_refused(text):
-    with pytest.raises(SpaceError, match="not a space file"):
-        ParameterSpace.parse(text)
+@pytest.mark.parametrize(
+    "text",
+    ["", "just words", "{name: x}", "name: [", "[1, 2]", b"\xff\xfe", 5, None, "[" * 200_000, "- " * 200_000],
+)
+def test_a_text_that_is_no_space_is_refused(text):
+    with pytest.raises(
+        SpaceError, match=r"^some\.yaml: not a space: .*; see space/dexed.yaml for the layout$"
+    ):
+        ParameterSpace.parse(text, "some.yaml")
+
+
+#: What a file can hold wrong: a piece of `EVERY_PRIOR`, what stands there instead, what the message says.
+WRONG = [
+    ("name: every_prior", "name: [x]", r"name is \['x'\]"),
+    ("synth: none", "synth: 5", "synth is 5"),
+    ("seconds: 1.0", "seconds: .nan", "seconds is nan; allowed: 0.1 to 60"),
+    ("seconds: 1.0", "seconds: -1", "seconds is -1"),
+    ("seconds: 1.0", "seconds: 1e6", "seconds is '1e6'"),
+    ("seconds: 1.0", "", "the file lacks seconds"),
+    ("seconds: 1.0", "seconds: 1.0\nsecond: 1", "unknown 'second'; known: name, synth"),
+    ("seconds: 1.0", "seconds: 2020-13-45", "month must be in 1..12"),
+    ("seconds: 1.0", "seconds: 1.0\nplugin: [a]", r"plugin is \['a'\]"),
+    ("seconds: 1.0", "seconds: 1.0\nbase: {a: .inf}", r"base is {'a': inf}; names with numbers"),
+    ("seconds: 1.0", "seconds: 1.0\nbase: {a: {b: {c: {d: 1}}}}", "base is "),
+    ("seconds: 1.0", "seconds: &s 1.0\nplugin: *s", "line 5 is nested too deep, or an alias"),
+    ("velocity: 90", "velocity: loud", "velocity is 'loud'; allowed: 1 to 127"),
+    ("velocity: 90", "velocity: 0", "velocity is 0"),
+    ("velocity: 90", "", "note lacks velocity"),
+    ("low: 40, high: 50", "low: 40, high: 128", "the note's pitch is integer, 40 to 128"),
+    ("low: 0.0, high: 0.1", "low: -1.0, high: 0.1", "the note's start and end must be continuous, from 0 to 60"),
+    ("low: 0.0, high: 0.1", "low: 0.0, high: 2.0", "the note's start must not begin .* nor reach beyond"),
+    ("parameters:", "parameters: [a]\nparameter:", "unknown 'parameter'"),
+    ("parameters:", "parameters:\n  x: text", "parameter 'x' is 'text'; names with values are needed"),
+    ("parameters:", "parameters:\n  x: {kind: continuous}", "parameter 'x': its name, module ''"),
+    ("parameters:", "parameters:\n  5: {kind: continuous, module: a}", "parameter 5: its name"),
+    ("parameters:", "parameters:\n  x: {kind: continuous, module: a, defualt: 1}", "unknown 'defualt'; known: key"),
+    ("parameters:", "parameters:\n  x: {kind: continuous, module: note}", "parameter 'x': module note"),
+    ("parameters:", "parameters:\n  pitch: {kind: continuous, module: a}", "parameter 'pitch' comes twice"),
+    ("parameters:", "parameters:\n  velocity: {kind: continuous, module: a}", "parameter 'velocity' comes twice"),
+    ("choices: [x, y, z], module", "choices: [on, off], module", "choice True is no text; write it in quotes"),
+    ("choices: [x, y, z], module", "choices: 5, module", "choices is 5; a list, or a mapping"),
+    ("choices: [x, y, z], module", "choices: [], module", r"choices is \[\]; a list"),
+    ("high: 4,", "high: 1000000000,", "'integer_uniform': has 1,000,000,004 values"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("right, wrong, message", WRONG, ids=[wrong for _, wrong, _ in WRONG])
+def test_what_is_wrong_in_a_file_is_named(tmp_path, right, wrong, message):
+    assert right in EVERY_PRIOR
+    path = tmp_path / "mine.yaml"
+    path.write_text(EVERY_PRIOR.replace(right, wrong, 1))
+    with pytest.raises(SpaceError, match=rf"mine\.yaml: not a space: [^\n]*{message}[^\n]*$"):
+        ParameterSpace.load(path)
+
+
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        ("[a]", r"interchangeable is \['a'\]; it holds given"),
+        ("{always: 5}", "interchangeable is "),
+        ("{sometimes: []}", "'sometimes' is unknown"),
+        ("{given: loudness}", "'loudness' is unknown"),
+        ("{given: choice_uniform, swaps: {1: []}}", "1 is unknown, or no text"),
+        ("{always: [[[a], [z]]]}", "'z' is unknown"),
+        ("{always: [[[a], [a]]]}", r"\['a'\] and \['a'\] are not equally many different modules"),
+        ("{always: [[[a], [b, c]]]}", "are not equally many different modules"),
+        ("{always: [[[a], [b]]]}", "'integer_uniform' has no counterpart in b"),
+    ],
+)
+def test_modules_that_cannot_trade_places_are_named(rules, message):
+    with pytest.raises(SpaceError, match=message):
+        ParameterSpace.parse(EVERY_PRIOR + f"interchangeable: {rules}\n")
+
+
+def test_all_values_together_are_bounded():
+    rows = "".join(f"\n  x{i}: {{kind: integer, high: 65535, module: a}}" for i in range(20))
+    with pytest.raises(SpaceError, match=r"its parameters have 1,310,\d+ values; at most 1,000,000"):
+        ParameterSpace.parse(EVERY_PRIOR.replace("parameters:", "parameters:" + rows, 1))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SPACES.glob("*.yaml")))
+def test_a_changed_space_has_a_text_of_its_own(name):
+    space = ParameterSpace.load(name)
+    assert space.text == (SPACES / f"{name}.yaml").read_text(encoding="utf-8")
+    for other in (replace(space), replace(space, velocity=90, parameters=space.parameters[::-1])):
+        again = ParameterSpace.parse(other.text)
+        assert again == other and [p.name for p in again] == [p.name for p in other]
+    assert other.text.count(f"\n  {space.parameters[0].name}: {{") == 1  # one line a parameter
+
+
+def test_any_words_survive_the_text(every):
+    words = (
+        "on",
+        "5",
+        "a: b",
+        "{",
+        "- x",
+        " lead",
+        "'q\"",
+        "é",
+        "音",
+        "😀",
+        "1e5",
+        "0x1F",
+        "12:30",
+        "~",
+        "",
+        "x\ny",
+    )
+    p = Parameter("on", "categorical", "5", "no", choices=words, codes=tuple(range(len(words))), key="x\ty\n")
+    other = replace(every, name="null", plugin="yes: #", base={"=": {"true": 1e-7}}, parameters=(p,))
+    assert ParameterSpace.parse(other.text) == other
 
 
 def test_a_space_can_be_read_from_any_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(EVERY_PRIOR)
     assert ParameterSpace.load(path) == ParameterSpace.parse(EVERY_PRIOR)
-    assert ParameterSpace.load(path).digest != ParameterSpace.load("dexed").digest
+    path.write_bytes(b"\xef\xbb\xbf" + EVERY_PRIOR.encode())  # with a byte order mark
+    assert ParameterSpace.load(path) == ParameterSpace.parse(EVERY_PRIOR)
 
 
 @pytest.mark.parametrize(
@@ -307,6 +430,7 @@ def test_a_space_can_be_read_from_any_path(tmp_path):
         ("op1_rate1", 4.5, "'op1_rate1' is 4.5; a whole number is needed"),
         ("op1_rate1", "loud", "'op1_rate1' is 'loud'; a number from 0 to 99 is needed"),
         ("op1_rate1", None, "'op1_rate1' is None; a number from 0 to 99 is needed"),
+        ("op1_rate1", 10**400, "'op1_rate1' is 1.*; a number from 0 to 99 is needed"),
         ("op1_rate1", float("nan"), "'op1_rate1' is nan; allowed: 0 to 99"),
         ("lfo_wave", "cosine", "'lfo_wave' is 'cosine'; allowed: triangle, saw down"),
         ("algorithm", 33, "'algorithm' is 33; allowed: 1, 2, 3"),
@@ -317,6 +441,16 @@ def test_a_value_that_does_not_fit_is_refused(space, name, value, message):
     for attempt in (lambda: space.check(patch), lambda: space.encode(patch, Note(60, 100, 0.0, 3.0))):
         with pytest.raises(SpaceError, match=message):
             attempt()
+
+
+def test_what_a_synth_holds_is_refused_only_if_it_is_no_number(space):
+    assert [space["feedback"].from_code(code) for code in (-math.inf, 2.4, math.inf)] == [0, 2, 7]
+    with pytest.raises(SpaceError, match="'feedback' is NaN"):
+        space["feedback"].from_code(math.nan)
+
+
+def test_a_note_is_in_order(every):
+    assert every.note({"pitch": 45.0, "start": 1, "end": 0.5, "more": 0}) == Note(45, 90, 0.5, 1.0)
 
 
 def test_a_note_out_of_range_is_refused(space):

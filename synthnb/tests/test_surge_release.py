@@ -12,8 +12,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from synthnb.synths import SynthError
+from synthnb.synths.find import folders
 from synthnb.synths.surge.release import BUNDLE, RELEASES, install, own_folder
-from synthnb.synths.vst3 import folders
 
 BINARY = f"{BUNDLE}/Contents/x86_64-linux/Surge XT.so"
 

@@ -6,19 +6,14 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from synthnb.space import Note, ParameterSpace, SpaceError
 from synthnb.synths import PresetError, SynthError, SynthNotFound, open_synth
+from synthnb.synths.find import FOLDERS_VARIABLE, find_plugin, folders
 from synthnb.synths.survey import survey
-from synthnb.synths.vst3 import (
-    FOLDERS_VARIABLE,
-    find_plugin,
-    folders,
-    index_by_key,
-    preset_chunk,
-    preset_file,
-)
+from synthnb.synths.vst3 import index_by_key, preset_chunk, preset_file
 
 TEXT = """
 name: small
@@ -108,6 +103,13 @@ def test_presets_come_back_and_sound_the_same_in_a_fresh_plugin(jx10, patches, t
             assert read[name] == pytest.approx(patch[name], abs=1e-6)
         assert np.abs(fresh.render(read, note, 1.0) - jx10.render(patch, note, 1.0)).max() < 1e-3
     fresh.host.close()
+
+
+def test_a_bank_is_one_preset_and_nothing_is_known_of_its_pitch(jx10, patches, tmp_path):
+    patch = patches[0][0]
+    bank = jx10.save_bank(tmp_path / "a.vstpreset", [("x", patch)])
+    assert bank.read_bytes() == jx10.save_preset(tmp_path / "b.vstpreset", patch, "x").read_bytes()
+    assert (jx10.bank_size, jx10.transpose(patch, 0)) == (1, None)
 
 
 @pytest.mark.parametrize("content, message", [
@@ -220,8 +222,19 @@ def test_a_survey_finds_what_is_heard(jx10):
     assert np.abs(audio).max() > 0.01
 
 
+def test_an_interrupted_survey_leaves_no_process_behind(jx10):
+    before = set(psutil.Process().children())
+
+    def interrupt(done: int, of: int):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        survey("mda JX10", seconds=0.2, progress=interrupt)
+    assert caught and set(psutil.Process().children()) == before
+
+
 def test_a_survey_of_what_will_not_be_found_again_stops_before_the_work(bundle, monkeypatch):
     monkeypatch.delenv(FOLDERS_VARIABLE, raising=False)
-    monkeypatch.setattr("synthnb.synths.vst3.folders", list)
+    monkeypatch.setattr("synthnb.synths.find.folders", list)
     with pytest.raises(SynthNotFound, match=f"no VST3 plugin 'mda JX10' in .*{FOLDERS_VARIABLE}"):
         survey(f"{bundle}:mda JX10")

@@ -1,7 +1,11 @@
-"""Where the time of a dataset goes, against the only part that can't be saved: the synth's own rendering."""
+"""Where the time of a dataset goes, against the only part that can't be saved: the synth's own rendering.
+
+python -m synthnb.tools.costs dexed
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import tempfile
@@ -16,12 +20,9 @@ import torch
 
 from synthnb.data.generate import CLIPS_PER_BATCH
 from synthnb.features import log_mel
-from synthnb.metrics import METRICS, all_metrics
 from synthnb.sound import SAMPLE_RATE, is_as_loud_as
-from synthnb.space import ParameterSpace
+from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_synth
-
-ATTEMPTS = 100  # patches drawn for each that is wanted, of which some are silent
 
 
 @contextlib.contextmanager
@@ -39,9 +40,7 @@ def _one_core() -> Iterator[None]:
 
 
 @_one_core()
-def costs(
-    space: ParameterSpace, patches: int = 300, seed: int = 0, loudness_floor: float = -55.0
-) -> pd.Series:
+def costs(space: ParameterSpace, patches: int = 300, seed: int = 0) -> pd.Series:
     """Render random patches on one core, in batches as `generate` does, with a clock at every step.
 
     Returns:
@@ -68,7 +67,7 @@ def costs(
         for first in range(0, patches, CLIPS_PER_BATCH):
             now = time.perf_counter()
             drawn = [space.sample(rng) for _ in range(min(CLIPS_PER_BATCH, patches - first))]
-            drawn = [clip for clip in drawn if synth.ceiling(*clip) >= loudness_floor]
+            drawn = [clip for clip in drawn if synth.ceiling(*clip) >= LOUDNESS_FLOOR]
             rendered += len(drawn)
             clock("draw", now)
             loud = []
@@ -76,7 +75,7 @@ def costs(
                 now = time.perf_counter()
                 sounds[len(loud)] = synth.render(patch, note, space.seconds)[: synth.channels]
                 now = clock("set", now)
-                if is_as_loud_as(sounds[len(loud)], loudness_floor):
+                if is_as_loud_as(sounds[len(loud)], LOUDNESS_FLOOR):
                     loud.append((patch, note))
                 clock("check", now)
                 # Right after, so that both meet the same state of the machine.
@@ -101,19 +100,14 @@ def costs(
     return pd.Series({**each, **shares, **rates}, name=space.name)
 
 
-def noise_floor(
-    space: ParameterSpace, patches: int = 50, seed: int = 0, loudness_floor: float = -55.0
-) -> pd.DataFrame:
-    """How far a synth is from itself: the metrics between two renders of the same random patch, a row for each.
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m synthnb.tools.costs", description=__doc__)
+    parser.add_argument("space", help="a space's name or .yaml file")
+    parser.add_argument("--patches", type=int, default=300, help="random patches (300)")
+    parser.add_argument("--seed", type=int, default=0, help="of the patches (0)")
+    given = parser.parse_args()
+    print(costs(ParameterSpace.load(given.space), given.patches, given.seed).round(3).to_string())
 
-    No match can be expected to come closer. Silent patches are left out; all is 0 (RMS 1) for a synth that repeats.
-    """
-    synth, rng, rows = open_synth(space), np.random.default_rng(seed), []
-    for _ in range(ATTEMPTS * patches):
-        if len(rows) == patches:
-            break
-        patch, note = space.sample(rng)
-        once, again = (synth.render(patch, note, space.seconds)[: synth.channels] for _ in range(2))
-        if is_as_loud_as(once, loudness_floor):
-            rows.append({**all_metrics(once, again), "sample": float(np.abs(once - again).max())})
-    return pd.DataFrame(rows, columns=[*METRICS, "sample"])
+
+if __name__ == "__main__":
+    main()

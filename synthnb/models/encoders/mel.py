@@ -1,4 +1,4 @@
-"""Mel encoder: from a coarse log-mel spectrogram to one vector that says what was heard."""
+"""Mel encoder: from a coarse log-mel spectrogram, beside that of a source, to one token that says what was heard."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ class MelEncoder(nn.Module):
     far apart for small kernels; steps are not averaged, for a clip begins with its onset and time is absolute.
 
     Args:
-        channels, bands, frames: of the input, as `datamodule.coarse` gives it.
+        shapes: of `mel`, standardised as `coarse` gives it: `(channels, bands, frames)`.
+        dim: width of the token.
         width, narrow: channels of a step of time, before and after it is squeezed.
-        dim: of the result.
     """
 
-    def __init__(self, channels: int, bands: int, frames: int, dim: int, width: int = 256, narrow: int = 64):
+    needs = ("mel",)
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dim: int, width: int = 256, narrow: int = 64):
         super().__init__()
+        channels, bands, frames = shapes["mel"]
         self.padding = -frames % STEP
         steps = (frames + self.padding) // STEP
-        self.step = nn.Linear(channels * bands * STEP, width)
+        self.step = nn.Linear(3 * channels * bands * STEP, width)  # target, source, their difference
         self.when = nn.Parameter(torch.zeros(steps, width))
         self.mix, self.squeeze = nn.Linear(width, width), nn.Linear(width, narrow)
         self.drop = nn.Dropout(DROPOUT)
@@ -34,13 +37,17 @@ class MelEncoder(nn.Module):
             nn.Sequential(nn.LayerNorm(dim), nn.SiLU(), nn.Linear(dim, dim)) for _ in range(2)
         )
 
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """Standardised mel `(batch, channels, bands, frames)` to `(batch, dim)`."""
-        silu = nn.functional.silu
-        x = nn.functional.pad(mel, (0, self.padding)).unflatten(3, (-1, STEP))
+    def forward(
+        self, target: dict[str, torch.Tensor], source: dict[str, torch.Tensor], known: torch.Tensor
+    ) -> torch.Tensor:
+        """One token, `(batch, 1, dim)`."""
+        silu, shown = nn.functional.silu, known[..., None, None]
+        mel, other = target["mel"], source["mel"]
+        x = torch.cat([mel, other * shown, (mel - other) * shown], dim=1)
+        x = nn.functional.pad(x, (0, self.padding)).unflatten(3, (-1, STEP))
         x = silu(self.step(x.permute(0, 3, 1, 2, 4).flatten(2)) + self.when)
         x = silu(self.squeeze(x + silu(self.mix(x))))
         x = self.join(self.drop(x.flatten(1)))
         for block in self.blocks:
             x = x + block(x)
-        return silu(x)
+        return silu(x)[:, None]

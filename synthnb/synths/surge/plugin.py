@@ -16,45 +16,35 @@ from __future__ import annotations
 import copy
 import functools
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from xml.etree import ElementTree
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from synthnb.synths import PresetError, SynthNotFound
+from synthnb.synths import SynthNotFound
 from synthnb.synths.surge.ceiling import ceiling
+from synthnb.synths.surge.patch import (
+    CLASS_ID,
+    FLOAT,
+    parse_chunk,
+    read_chunk,
+    write_chunk,
+    write_preset,
+)
 from synthnb.synths.vst3 import VST3, preset_chunk, preset_file
 
 if TYPE_CHECKING:
     from synthnb.space import Note, Parameter, Patch
 
-CLASS_ID = "ABCDEF019182FAEB566D624153675854"  # of the VST3, as preset files name it
-REVISION = 24  # of the patch format; that of the 1.3 releases, which later ones read
-#: CcnK, 0, FPCh, version, cjs3, version, programs, name, chunk size.
-FXP_HEADER = struct.Struct(">4sI4sIIII28sI")
-#: sub3, size of the XML, sizes of the wavetables of 2 x 3 oscillators.
-CHUNK_HEADER = struct.Struct("<4s7I")
-FXP_ID = int.from_bytes(b"cjs3", "big")
 #: What belongs to an oscillator, effect or filter and depends on its type.
 UNIT = re.compile(r"([ab]_osc\d|fx\d+|[ab]_filter\d)_(?:p(?:aram)?\d+|subtype)")
 EFFECTS = re.compile(rb"<(fx\d+_type) [^>]*value=\"(\d+)")
 KEY = re.compile(r"(\w+)(?:/(\d+))?(?:@([\d.]+))?")
-VELOCITY, FIRST_MACRO, FIRST_LFO = 1, 7, 17  # sources of modulation; there are 8 macros and 12 LFOs
+VELOCITY, FIRST_LFO = 1, 17  # sources of modulation; there are 12 LFOs
 DELAY = 1  # the type of that effect
-INTEGER, FLOAT = "0", "2"  # how Surge writes the type of a value
 SAME = 1e-5  # relative difference of two values that float32 and its way through text don't keep apart
-
-#: What is no parameter, as Surge writes it for an untouched patch; without some of it, it assumes an older format.
-REST = (
-    '<nonparamconfig><monoVoicePrority_0 v="1"/><monoVoicePrority_1 v="1"/><hardclipmodes global="1" sc0="1" sc1="1"/>'
-    '<tuningApplicationMode v="1"/></nonparamconfig><compatability><correctlyTunedCombFilter v="1"/></compatability>'
-    '<tempoOnSave v="120.0"/>'
-)
 
 
 class SurgeXT(VST3):
@@ -66,6 +56,10 @@ class SurgeXT(VST3):
     """
 
     preset_suffix = ".fxp"
+    how_to_load = (
+        "Drop the .fxp onto Surge XT, or click the patch's name there and choose 'Load Patch from File...'.",
+        "To keep it in the browser, put it into Documents/Surge XT/Patches and choose 'Refresh Patch Browser' there.",
+    )
 
     def _prepare(self) -> None:
         self._places = [Place.of(p) for p in self.space.parameters]
@@ -109,14 +103,7 @@ class SurgeXT(VST3):
                 settings.setdefault(target, {})["value"] = value if p.states else float(value)
             elif value:
                 settings.setdefault(target, {}).setdefault("modrouting", {})[source] = float(value)
-        elements = "".join(_element(key, **setting) for key, setting in settings.items())
-        title = quoteattr("".join(letter for letter in name if letter.isprintable()))
-        xml = (
-            f'<?xml version="1.0" encoding="UTF-8"?><patch revision="{REVISION}"><meta name={title} '
-            f'category="synthnb" comment="" author="synthnb" license=""/><parameters>{elements}</parameters>{REST}'
-            "</patch>"
-        ).encode()
-        return CHUNK_HEADER.pack(b"sub3", len(xml), *[0] * 6) + xml
+        return write_chunk(settings, name)
 
     def render(self, patch: Patch, note: Note, seconds: float) -> np.ndarray:
         """Play one note: float32 `(2, round(seconds * 44100))`; see `VST3.render`."""
@@ -137,16 +124,20 @@ class SurgeXT(VST3):
         """LUFS that this note should not exceed: of patches of `surge_simple`; infinite for other spaces."""
         return ceiling(patch, note) if self._simple else float("inf")
 
+    def transpose(self, patch: Patch, semitones: int) -> Patch | None:
+        """The same sound, so many semitones higher: by the scene's octave and pitch, else by those of each oscillator.
+
+        None if their ranges end before. It is what a higher key plays, but for rounding: exact in most patches.
+        """
+        own = {place.target: place.parameter for place in self._places if place.source is None}
+        units = ["a"] if own.keys() & {"a_octave", "a_pitch"} else ["a_osc1", "a_osc2", "a_osc3"]
+        moves = [_move(patch, own.get(f"{u}_octave"), own.get(f"{u}_pitch"), semitones) for u in units]
+        return None if None in moves else patch | dict(item for move in moves for item in move.items())
+
     def save_preset(self, path: str | Path, patch: Patch, name: str) -> Path:
         """Write an `.fxp`, or a `.vstpreset` if `path` ends so; Surge shows `name`, author and category `synthnb`."""
         self.space.check(patch)
-        chunk, path = self.chunk(patch, name), Path(path)
-        if path.suffix == ".vstpreset":
-            path.write_bytes(preset_file(CLASS_ID, chunk))
-        else:
-            title = name.encode("ascii", "replace")[:27]
-            path.write_bytes(FXP_HEADER.pack(b"CcnK", 0, b"FPCh", 1, FXP_ID, 1, 1, title, len(chunk)) + chunk)
-        return path
+        return write_preset(path, self.chunk(patch, name), name)
 
     def load_preset(self, path: str | Path) -> Patch:
         """Read an `.fxp` or `.vstpreset` as far as the space covers it, and warn of what it does not.
@@ -160,13 +151,17 @@ class SurgeXT(VST3):
             )
         return patch
 
+    def load_bank(self, path: str | Path) -> list[tuple[str, Patch]]:
+        """The one preset in a file, as far as the space covers it, with the file's name. Raises `PresetError`."""
+        return [(Path(path).stem, self.read_preset(path)[0])]
+
     def read_preset(self, path: str | Path) -> tuple[Patch, list[str]]:
         """A preset's patch, and what is heard of it that the space can't say (`a_osc2_type 3`). Raises `PresetError`.
 
         What velocity and macros add to a value is part of it, as they stay where they are while the note sounds.
         """
         state = self.host.call("state", preset_file(CLASS_ID, read_chunk(path)))
-        heard, macros = _settings(preset_chunk(state, path), path)
+        heard, macros = parse_chunk(preset_chunk(state, path), path)
         places = {(place.target, place.source) for place in self._places}
         self._fix(heard, {VELOCITY: self.space.velocity / 127, **macros}, places)
         # What depends on a type means something else where that is another.
@@ -226,7 +221,7 @@ class SurgeXT(VST3):
     def settings(self, chunk: bytes) -> dict[str, dict]:
         """What Surge makes of a chunk: by storage name `value`, flags and `modrouting`. Raises `PresetError`."""
         state = self.host.call("state", preset_file(CLASS_ID, chunk))
-        return _settings(preset_chunk(state, "the state of Surge XT"))[0]
+        return parse_chunk(preset_chunk(state, "the state of Surge XT"))[0]
 
     def wrong(self, patch: Patch) -> list[str]:
         """The parameters that Surge holds otherwise than `patch` says, after loading it; empty is right."""
@@ -256,6 +251,22 @@ class Place(NamedTuple):
         )
 
 
+def _move(
+    patch: Patch, octave: Parameter | None, pitch: Parameter | None, semitones: int
+) -> dict[str, float | str] | None:
+    """What moves an octave and a pitch, either of which may be missing, by semitones; the pitch as little as it can."""
+    before = float(patch[pitch.name]) if pitch else 0.0
+    octaves = {octave.to_code(patch[octave.name]) - code: code for code in octave.codes} if octave else {0: 0}
+    pitches = {before + semitones + 12 * down: code for down, code in octaves.items()}
+    low, high = (pitch.low, pitch.high) if pitch else (0, 0)
+    reached = [value for value in pitches if low <= value <= high]
+    if not reached:
+        return None
+    nearest = min(reached, key=lambda value: abs(value - before))
+    moved = {pitch.name: nearest} if pitch else {}
+    return moved | ({octave.name: octave.from_code(pitches[nearest])} if octave else {})
+
+
 def unit_of(target: str) -> str | None:
     """The oscillator, effect or filter (`a_osc1`) on whose type the parameter's meaning depends; None if on none."""
     match = UNIT.match(target)
@@ -275,81 +286,6 @@ def _held(settings: dict[str, dict], target: str, source: int | None = None) -> 
     if source is None:
         return float(settings[target]["value"])
     return settings[target]["modrouting"].get(source, 0.0)
-
-
-def read_chunk(path: str | Path) -> bytes:
-    """Surge's chunk in an `.fxp` or `.vstpreset`. Raises `PresetError` on any other, damaged or truncated file."""
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PresetError(f"{path}: {error.strerror}; give the path of a Surge XT preset") from error
-    if data[:4] == b"VST3":
-        if data[8:40] != CLASS_ID.encode():
-            raise PresetError(
-                f"{path}: a preset of another plugin (class {data[8:40].decode('ascii', 'replace')})"
-            )
-        chunk = preset_chunk(data, path)
-    elif data[:4] == b"CcnK":
-        if len(data) < FXP_HEADER.size:
-            raise PresetError(f"{path}: truncated; an .fxp has {FXP_HEADER.size} bytes before its patch")
-        _, _, kind, _, plugin, _, _, _, size = FXP_HEADER.unpack_from(data)
-        if kind != b"FPCh" or plugin != FXP_ID:
-            raise PresetError(f"{path}: a preset of another plugin, not of Surge")
-        chunk = data[FXP_HEADER.size :]
-        if len(chunk) < size:
-            raise PresetError(
-                f"{path}: truncated; {size} bytes of patch are announced, {len(chunk)} are there"
-            )
-    else:
-        raise PresetError(
-            f"{path}: neither .fxp nor .vstpreset; it starts with {data[:4].hex(' ') or 'nothing'}"
-        )
-    _settings(chunk, path)
-    return chunk
-
-
-def _settings(chunk: bytes, path: str | Path = "the patch") -> tuple[dict[str, dict], dict[int, float]]:
-    """A chunk's settings by storage name, and where its macros are, by source."""
-    if chunk[:4] != b"sub3" or len(chunk) < CHUNK_HEADER.size:
-        raise PresetError(f"{path}: holds no patch of Surge XT")
-    _, size, *wavetables = CHUNK_HEADER.unpack_from(chunk)
-    if len(chunk) < CHUNK_HEADER.size + size + sum(wavetables):
-        raise PresetError(f"{path}: truncated; its patch and wavetables need more bytes than are there")
-    xml = chunk[CHUNK_HEADER.size : CHUNK_HEADER.size + size]
-    try:
-        text = xml.decode()
-    except UnicodeDecodeError:
-        text = xml.decode("latin-1")  # older patches
-    try:
-        root = ElementTree.fromstring(
-            re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#x?[0-9a-fA-F]+;|<\?xml.*?\?>", "", text)
-        )
-        parameters = list(root.find("parameters"))
-    except (ElementTree.ParseError, TypeError) as error:
-        raise PresetError(f"{path}: its patch is damaged ({error})") from None
-    settings = {
-        e.tag: {
-            **e.attrib,
-            "modrouting": {int(m.get("source")): float(m.get("depth")) for m in e if m.get("muted") != "1"},
-        }
-        for e in parameters
-    }
-    macros = {
-        FIRST_MACRO + int(m.get("i")): float(m.get("v")) for m in root.findall("customcontroller/entry")
-    }
-    return settings, macros
-
-
-def _element(key: str, value: float | None = None, modrouting: dict | None = None, **flags) -> str:
-    kind, text = (INTEGER, f"{value}") if isinstance(value, int) else (FLOAT, f"{value or 0.0:.14f}")
-    text = "" if value is None else f' value="{text}"'  # without one, Surge takes its default
-    flags = "".join(f' {name}="{flag}"' for name, flag in flags.items())
-    routes = "".join(
-        f'<modrouting source="{source}" depth="{depth:.14f}" muted="0" source_index="0"/>'
-        for source, depth in (modrouting or {}).items()
-    )
-    return f'<{key} type="{kind}"{text}{flags}>{routes}</{key}>'
 
 
 def _same(a: float | str | None, b: float | str | None) -> bool:

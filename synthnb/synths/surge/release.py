@@ -11,7 +11,6 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-import zipfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -82,7 +81,7 @@ def install(
             raise SynthError(f"{address}/{name} has SHA-256 {found}, not {digest}; it was not installed")
         try:
             unpacked = _unpack(archive, Path(aside, "unpacked"))
-        except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except (OSError, tarfile.TarError) as error:
             raise SynthError(f"{name} can't be unpacked: {error}") from None
         shutil.move(unpacked, bundle)
     print(f"It is in {bundle}, where this project and other hosts find it.")
@@ -102,13 +101,9 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> Path:
-    opened = zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive)
-    with opened as file:
-        names = file.namelist() if archive.suffix == ".zip" else file.getnames()
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-            raise OSError("it holds files that would go elsewhere")
-        file.extractall(folder)
-    found = next((p for p in sorted(folder.rglob(BUNDLE))), None)
+    safely = {} if archive.suffix == ".zip" else {"filter": "data"}  # a zip is always unpacked so
+    shutil.unpack_archive(archive, folder, **safely)
+    found = next(iter(sorted(folder.rglob(BUNDLE))), None)
     if found is None:
         raise SynthError(f"{archive.name} holds no {BUNDLE}")
     return found

@@ -201,24 +201,27 @@ class MatchApp(w.VBox):
     def _show_progress(self, match: Match) -> None:
         seconds, renders, distance = match.history[-1]
         self.status.value = (
-            f"distance <b>{distance:.3f}</b> (proposed: {match.first.distance:.3f}), "
+            f"distance <b>{distance:.2f}</b> (proposed: {match.first.distance:.2f}), "
             f"{renders:,} renders, {seconds:.0f} s"
         )
 
     def _show_picture(self, match: Match, candidate: Candidate | None = None) -> None:
         png = io.BytesIO()
-        plots.compare(match.target, match.audio(candidate), self._name).savefig(png, format="png")
-        self.picture.value = png.getvalue()
-        self.picture.layout.display = None
+        try:
+            plots.compare(match.target, match.audio(candidate), self._name).savefig(png, format="png")
+        except Exception as error:  # the search goes on, and what it finds can be heard and downloaded
+            self._fail(error)
+        else:
+            self.picture.value, self.picture.layout.display = png.getvalue(), None
 
     # --- showing what was found ---------------------------------------------------------------------------------------
 
     def _show_result(self, match: Match) -> None:
         self._show_progress(match)
-        self.table.value = match.table(SHOWN).to_html(float_format="{:.3f}".format, border=0)
+        self.table.value = match.table(SHOWN).to_html(float_format="{:.2f}".format, border=0)
         self.result = match
         self.chosen.options = [
-            (f"{index + 1}: {c.origin}, distance {c.distance:.3f}", index)
+            (f"{index + 1}: {c.origin}, distance {c.distance:.2f}", index)
             for index, c in enumerate(match.candidates[:SHOWN])
         ]
         self.chosen.value = 0  # which shows it
@@ -230,16 +233,17 @@ class MatchApp(w.VBox):
             return
         candidate = match.candidates[index]
         self.listen.value = players({"target": match.target, "match": match.audio(candidate)})
-        self._show_picture(match, candidate)
+        steps = [*match.synth.how_to_load, match.how_to_play(candidate)]
         differ = match.differences(candidate)
         named = [
             f"{row.parameter} {row.value} ({row.default})" for row in differ.head(DIFFERENCES).itertuples()
         ]
-        self.details.value = html.escape(
-            f"Sounds like the recording at MIDI note {candidate.note.pitch}. {len(differ)} of "
-            f"{len(match.space.parameters)} parameters differ from the default patch: {', '.join(named)}"
+        self.details.value = "".join(f"<li>{html.escape(step)}</li>" for step in steps) + html.escape(
+            f"{len(differ)} of {len(match.space.parameters)} parameters differ from the default patch: "
+            + ", ".join(named)
             + (" …" if len(differ) > DIFFERENCES else "")
         )
         with tempfile.TemporaryDirectory() as folder:
             paths = match.save(folder, self._name, candidate)
             self.files.value = " · ".join(download(paths[kind]) for kind in ("preset", "match"))
+        self._show_picture(match, candidate)

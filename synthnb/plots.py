@@ -5,8 +5,9 @@ Colours are Okabe and Ito's, which colour-blind people can tell apart: a target 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import librosa
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from synthnb.features import BANDS, HOP, TOP_DB, log_mel
@@ -34,10 +36,22 @@ KHZ = (0.5, 1, 2, 4, 8, 16)
 ENVELOPE = 0.020  # seconds of an envelope's windows
 QUIETEST = -60.0  # dB below the loudest; envelopes are drawn down to here
 DPI = 80
-PLAIN = plt.rc_context({"text.parse_math": False})  # a dollar sign in a file's name is one
 
 
-@PLAIN
+def _plain(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Have texts drawn as they are: a dollar sign in a file's name begins no formula."""
+
+    @functools.wraps(draw)
+    def drawn(*given, **named) -> Figure:
+        fig = draw(*given, **named)
+        for text in fig.findobj(Text):
+            text.set_parse_math(False)
+        return fig
+
+    return drawn
+
+
+@_plain
 def compare(target: np.ndarray, match: np.ndarray, title: str = "") -> Figure:
     """Target and match: log-mel spectrograms on one colour scale, below them how their levels move.
 
@@ -68,7 +82,7 @@ def compare(target: np.ndarray, match: np.ndarray, title: str = "") -> Figure:
     return fig
 
 
-@PLAIN
+@_plain
 def spectrograms(mels: Sequence[np.ndarray], titles: Sequence[str], columns: int = 4) -> Figure:
     """A gallery of log-mel spectrograms, each `(channels, 128, frames)` in dB, on one colour scale."""
     columns = max(1, min(columns, len(mels)))
@@ -90,7 +104,7 @@ def spectrograms(mels: Sequence[np.ndarray], titles: Sequence[str], columns: int
     return fig
 
 
-@PLAIN
+@_plain
 def histograms(panels: Mapping[str, np.ndarray | Mapping[str, np.ndarray]], bins: int = 24) -> Figure:
     """One histogram beside the other.
 
@@ -117,7 +131,7 @@ def histograms(panels: Mapping[str, np.ndarray | Mapping[str, np.ndarray]], bins
     return fig
 
 
-@PLAIN
+@_plain
 def entropies(table: pd.DataFrame) -> Figure:
     """How open each parameter is: one dot per row (named below) and column, sorted by the last column.
 
@@ -139,7 +153,7 @@ def entropies(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@PLAIN
+@_plain
 def curves(table: pd.DataFrame) -> Figure:
     """Training curves from columns `step`, `train_loss`, `val_loss`; NaN where nothing was logged."""
     fig, grid = _figure(8.0, 3.2)
@@ -174,7 +188,7 @@ def curves(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@PLAIN
+@_plain
 def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     """A search over time, from `Match.history`: seconds below, the renders they bought above, best distance."""
     seconds, renders, distance = (np.array(column, dtype=float) for column in zip(*history))
@@ -208,7 +222,7 @@ def search(history: Sequence[tuple[float, int, float]]) -> Figure:
     return fig
 
 
-@PLAIN
+@_plain
 def versus(results: Mapping[str, pd.DataFrame], across: str, up: str, metric: str) -> Figure:
     """Two systems, sound by sound: one panel for each table of `evaluate`, equal results lie on the line."""
     fig, grid = _figure(3.4 * len(results), 3.5)

@@ -1,1 +1,1 @@
-"""The search: `matcher` finds patches that sound like a recording."""
+"""The search: `matcher` looks for patches that sound like a recording, `match` is what it found."""

@@ -120,7 +120,7 @@ class Match:
                 "origin": c.origin,
                 "distance": c.distance,
                 "key": c.note.pitch,
-                "cents": self.cents(c),
+                "cents": c.cents,
                 **self.metrics(c),
             }
             for c in self.candidates[:count]
@@ -184,10 +184,8 @@ class Match:
         else:
             same_key = [c.patch for c in self.candidates if c.note.pitch == chosen.note.pitch]
             patches = {tuple(patch.items()): patch for patch in (chosen.patch, *same_key)}
-            voices = enumerate(list(patches.values())[: self.synth.bank_size], 1)
-            self.synth.save_bank(
-                paths["preset"], [(name if i == 1 else f"{i} {name}", patch) for i, patch in voices]
-            )
+            voices = [(name, patch) for patch in patches.values()][: self.synth.bank_size]
+            self.synth.save_bank(paths["preset"], voices)  # which numbers their names
         write_sound(paths["target"], self.target)
         write_sound(paths["match"], self.audio(chosen))
         return paths

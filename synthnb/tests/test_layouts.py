@@ -12,7 +12,7 @@ from synthnb.cli import main
 from synthnb.data.check import check
 from synthnb.data.describe import describe
 from synthnb.data.featurize import add_features
-from synthnb.data.feed import ClipData
+from synthnb.data.feed import ClipData, unpacked
 from synthnb.data.generate import generate
 from synthnb.data.layouts import export, write_subset
 from synthnb.data.library import Library
@@ -175,7 +175,7 @@ def test_their_folder_opens_and_moves(tmp_path, absolute):
 def test_their_clips_feed_a_training_once_the_space_is_named(tmp_path):
     theirs = by_hand(tmp_path / "theirs")
     data = ClipData(theirs, 4, space="surge_simple", fields=["music2latent", "param_array"])
-    batch = next(iter(data.train_dataloader()))
+    batch = unpacked(next(iter(data.train_dataloader())))
     assert batch["mel"].shape == (4, 2, 64, 12) and batch["quantiles"].shape == (4, 92)
     at = places(batch["param_array"].numpy(), rows(theirs, "train"))
     np.testing.assert_array_equal(batch["music2latent"], rows(theirs, "train", "music2latent")[at])
@@ -265,16 +265,12 @@ def test_an_export_opens_here_but_is_not_gone_on_with(mine, tmp_path, short_spac
 def test_a_compact_dataset_does_what_others_do(tmp_path, short_space):
     folder, settings = tmp_path / "compact", {"shard_size": 8, "workers": 1, "progress": False}
     generate(folder, short_space, 24, 4, 4, keep="compact", **settings)
-    assert check(folder) == [] and "coarse       uint8 (clips, 1, 64, 12), checksums" in "\n".join(
-        describe(folder)
-    )
+    assert check(folder) == []
+    assert "  coarse       uint8 (clips, 1, 64, 12), checksums" in describe(folder)
     subset = write_subset(folder, tmp_path / "subset", 12, seed=1)
     assert check(subset) == [] and len(Library.build(subset)) == 6
-    mel = log_mel(
-        torch.from_numpy(
-            open_synth(short_space).render(*short_space.decode(rows(folder, "train")[5]), 0.5)[:1]
-        )
-    )
+    played = short_space.decode(rows(folder, "train")[5])
+    mel = log_mel(torch.from_numpy(open_synth(short_space).render(*played, 0.5)[:1]))
     np.testing.assert_array_equal(Retrieval(folder, tmp_path).nearest(mel, 1), rows(folder, "train")[5:6])
     np.testing.assert_array_equal(Library.build(folder).nearest(mel, 24)[:1], rows(folder, "train")[4:5])
     with pytest.raises(DatasetError, match="has no audio, which the loaders need; generate it with audio"):

@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 
 from synthnb.data.draw import draw
-from synthnb.data.feed import Batch, ClipData
+from synthnb.data.feed import Batch, ClipData, unpacked
 from synthnb.data.generate import Recipe, generate
 from synthnb.data.rows import SEEN, compact_copy
 from synthnb.data.shards import (
@@ -214,7 +214,7 @@ def _rate(data: ClipData, seconds: float) -> float:
     next(batches)
     clips, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
-        clips += len(next(batches)["mel"])
+        clips += len(unpacked(next(batches))["mel"])
     return clips / spent
 
 

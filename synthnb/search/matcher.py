@@ -230,9 +230,10 @@ class Matcher:
                 step(len(vectors))
             nearest = min(match.candidates, key=lambda c: c.distance - out_of_tune(c.cents))
             if match.pitch and out_of_tune(nearest.cents) >= 0.5:
-                # Its pitch may have been misheard, so every key within an octave is tried.
-                vectors = [self.transpose(nearest.vector, off) for off in range(-12, 13) if off]
-                match.add(found(vector, "moved") for vector in vectors if vector is not None)
+                # Its pitch may have been misheard, so every key within an octave is tried too.
+                tried = [self.transpose(nearest.vector, off) for off in range(-12, 13) if off]
+                vectors = [*self.moves([nearest.vector], distance), *(v for v in tried if v is not None)]
+                match.add(found(vector, "moved") for vector in vectors)
                 step(len(vectors))
             since, most = time.perf_counter(), distance.mss(match.best.audio[None])[0]
             bounded = distance.bounded(most)

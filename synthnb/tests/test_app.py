@@ -75,7 +75,7 @@ def test_a_sound_is_uploaded_matched_heard_and_downloaded(app, wav, synth, tmp_p
         f"{match.best.distance:.2f}" in app.status.value
         and f"{match.history[-1][1]:,} renders" in app.status.value
     )
-    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", "cents"))
+    assert all(name in app.table.value for name in ("MSS", "wMFCC", "SOT", "RMS", match.best.origin))
     assert bytes(app.picture.value).startswith(b"\x89PNG")
     assert "parameters differ from the default patch" in app.details.value
     assert all(step in app.details.value for step in [*synth.how_to_load, match.how_to_play()])

@@ -97,6 +97,8 @@ class Library:
             family, seed = 1 + int(file.attrs["edits"]), int(file.attrs["seed"])
             space = ParameterSpace.parse(file.attrs["space"])
         rows = np.flatnonzero((numbers % family == 0) & (attempts < ABSENT))
+        if not len(rows):
+            raise DatasetError(f"{folder} has no training clips yet that were drawn from the prior")
         draws, attempts = numbers[rows] // family, attempts[rows]
         some = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
         for i, vector in zip(some, Rows(train, ["param_array"])[rows[some]]["param_array"]):

@@ -138,6 +138,8 @@ class ClipData(lightning.LightningDataModule):
     Attributes:
         space: the dataset's own.
         seeded: whether `generate` made it, so that its clips can be drawn again.
+        audible: how audible each parameter is, in dB by name (see `audibility`); None if that was not measured.
+        clips: for training, so many.
         mean, std: of a coarse band over training clips and times, float32 `(channels, bands, 1)`, in dB.
     """
 
@@ -158,10 +160,10 @@ class ClipData(lightning.LightningDataModule):
         train = self.folder / "train.h5"
         with reading_split(train) as file:
             self.space, self.seeded = read_space(file, space), "seed" in file.attrs
-            dB = file.attrs.get("audible")
+            dB, names = file.attrs.get("audible"), [p.name for p in self.space]
+            self.audible = None if dB is None else pd.Series(dB, names, name="dB")
         if not (self.folder / "val.h5").is_file():
             raise DatasetError(f"{self.folder} has no val.h5 yet: its first clips are still being rendered")
-        self.audible = None if dB is None else pd.Series(dB, [p.name for p in self.space], name="dB")
         rows = Rows(train, SEEN)
         Rows(train, fields)  # are they there?
         self.clips = len(rows)

@@ -93,10 +93,13 @@ class Library:
         with reading_split(train) as file:
             if "seed" not in file.attrs or "attempts" not in file:
                 raise DatasetError(f"{folder} was not made by generate: its clips cannot be drawn again")
-            numbers, attempts = clip_numbers(file), file["attempts"][:]
+            numbers = clip_numbers(file)
             family, seed = 1 + int(file.attrs["edits"]), int(file.attrs["seed"])
             space = ParameterSpace.parse(file.attrs["space"])
+        attempts = Rows(train, ["attempts"])[range(len(numbers))]["attempts"]
         rows = np.flatnonzero((numbers % family == 0) & (attempts < ABSENT))
+        if not len(rows):
+            raise DatasetError(f"{folder} has no training clips yet that were drawn from the prior")
         draws, attempts = numbers[rows] // family, attempts[rows]
         some = np.unique(np.linspace(0, len(rows) - 1, CHECKED).astype(int))
         for i, vector in zip(some, Rows(train, ["param_array"])[rows[some]]["param_array"]):

@@ -7,7 +7,9 @@ import time
 import numpy as np
 import pytest
 
-from synthnb.tools.benchmarks import DIETS, engine_rate, feeding, measure
+from synthnb.data.check import check
+from synthnb.data.library import Library
+from synthnb.tools.benchmarks import DIETS, engine_rate, feeding, measure, random_clips
 from synthnb.tools.costs import costs
 
 
@@ -32,6 +34,18 @@ def test_what_goes_wrong_in_the_other_process_is_told():
         measure(hold)
     with pytest.raises(RuntimeError, match="die ended its process"):
         measure(die)
+
+
+def test_clips_of_a_synth_that_is_missing_are_small_and_sound(tmp_path, space):
+    folder = random_clips(tmp_path, space, 2000)
+    assert (
+        sum(path.stat().st_size for path in folder.glob("shard-*")) / 2000
+        < 2 * 64 * 100 + 4 * space.width + 200
+    )
+    assert check(folder) == []
+    table = feeding(folder, batch_size=16, seconds=0.05)
+    assert list(table.index) == ["coarse"] and (table["cached"] > 0).all()
+    assert len(Library.build(folder)) == 1000
 
 
 def test_rates(short_dataset, short_space):

@@ -138,6 +138,7 @@ DAMAGE = {
     "a split of another space": (lambda f: change_split(f, "space", "name: x"), r"test.h5: its attribute space is not"),
     "a split of another seed": (lambda f: change_split(f, "seed", 7), r"test.h5: its attribute seed is not that of"),
     "a split that says nonsense": (lambda f: change_split(f, "edits", b"\xff"), r"test.h5: its attribute edits is not"),
+    "a few numbers of how audible": (lambda f: change_split(f, "audible", [1.0]), r"audible is not a number for each"),
     "other spectrograms": (show_others, r"test.h5: shows other clips in mel_spec than in param_array"),
     "no vectors": (lambda f: without(f, "param_array"), r"val.h5 is not a readable HDF5 file, .*param_array"),
     "clips of 16 TB": (huge, r"shard-00001.h5: not readable, .*audio has clips of shape"),

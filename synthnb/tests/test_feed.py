@@ -274,6 +274,10 @@ def test_how_audible_parameters_are_comes_with_a_dataset(mine, short_space):
     audible = ClipData(mine, 4).audible
     assert isinstance(audible, pd.Series) and list(audible.index) == [p.name for p in short_space]
     assert audible["end"] == 147
+    with h5py.File(mine / "train.h5", "r+") as file:
+        file.attrs["audible"] = [1.0]
+    with pytest.raises(DatasetError, match="damaged: Length of values"):
+        ClipData(mine, 4)
 
 
 def test_validation_is_the_same_after_a_resume(short_dataset):

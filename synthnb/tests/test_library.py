@@ -98,6 +98,15 @@ def test_of_a_folder_that_is_being_filled_it_holds_what_is_there(short_space, tm
     np.testing.assert_array_equal(np.stack([library[i] for i in range(10)]), vectors[::2])
 
 
+def test_of_edits_alone_there_is_none(short_space, tmp_path):
+    folder = render(tmp_path, short_space, 8, 4, 4, edits=1, keep="compact")
+    for path in folder.glob("shard-*"):
+        with h5py.File(path, "r+") as file:
+            file["attempts"][:] = 255
+    with pytest.raises(DatasetError, match="no training clips yet that were drawn from the prior"):
+        Library.check(folder)
+
+
 def test_a_patch_that_took_too_many_draws_is_left_out(short_space, tmp_path):
     folder = render(tmp_path, short_space, 8, 4, 4, edits=1, keep="compact")
     with h5py.File(folder / "shard-00001.h5", "r+") as file:

@@ -69,21 +69,30 @@ def find_pitch(audio: np.ndarray) -> Pitch | None:
     if not energy.any():
         return None
     heard = energy > 1e-4 * energy.max()
-    power, energy = power[heard], energy[heard]
+    # Each bin's instantaneous frequency, in bins (Auger and Flandrin 1995).
+    turn = (derivative.imag * spectrum.real - derivative.real * spectrum.imag).sum(axis=0)[heard]
+    power = power[heard]
+    instant = np.arange(power.shape[1]) - turn / np.maximum(power, 1e-20) * WINDOW / (2 * np.pi)
+    return pitch_of(power, instant)
 
+
+def pitch_of(power: np.ndarray, instant: np.ndarray) -> Pitch | None:
+    """The pitch of spectra with windows of `WINDOW` samples; None if there is none.
+
+    Args:
+        power: `(frames, bins)`, from bin 0 to 12 kHz at least, no frame silent.
+        instant: each bin's instantaneous frequency, in bins.
+    """
     candidates, frequencies, combs = _combs()
     bins = np.arange(power.shape[1])
     loudness = np.array([np.interp(frequencies, bins, frame) for frame in power**0.25])
     loudness /= np.linalg.norm(loudness, axis=1, keepdims=True)
-    loudness = np.average(loudness, axis=0, weights=np.sqrt(energy))
+    loudness = np.average(loudness, axis=0, weights=np.sqrt(power.sum(axis=1)))
     loudness /= np.linalg.norm(loudness)
     loudness -= percentile_filter(loudness, 25, size=len(loudness) // 10)
     fit = combs @ np.maximum(loudness, 0)
     if fit.max() < UNPITCHED:
         return None
-    # Each bin's instantaneous frequency, in bins (Auger and Flandrin 1995).
-    turn = (derivative.imag * spectrum.real - derivative.real * spectrum.imag).sum(axis=0)[heard]
-    instant = bins - turn / np.maximum(power, 1e-20) * WINDOW / (2 * np.pi)
     fundamental = _tune(power, instant, candidates[fit.argmax()])
     return Pitch(float(fundamental * SAMPLE_RATE / WINDOW), float(fit.max()))
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from synthnb.metrics import MSS_SCALES, SOT_FRAME, Distance, _cosine
 from synthnb.metrics import UNITS as METRIC_UNITS
-from synthnb.pitch import WINDOW, find_pitch
+from synthnb.pitch import find_pitch
 from synthnb.search import hearing
 from synthnb.sound import SAMPLE_RATE
 
@@ -29,24 +29,26 @@ from synthnb.sound import SAMPLE_RATE
 #: and partials. No vibrato of 30 cents, no tremolo of 3 dB, to either side, at 5 Hz: vibrato and tremolo.
 UNITS = {
     "MSS": METRIC_UNITS["MSS"],
-    "spectrum": 0.1,
+    "SOT": METRIC_UNITS["SOT"],
+    "spectrum": 0.12,
     "RMS": METRIC_UNITS["RMS"],
     "level": 10.0,
     "attack": 8.0,
     "tuning": 50.0,
-    "partials": 0.6,
+    "partials": 0.8,
     "vibrato": 60.0,
     "tremolo": 6.0,
 }
 
 WEIGHTS = {
     "MSS": 1.0,
-    "spectrum": 0.25,
+    "SOT": 0.03,
+    "spectrum": 0.3,
     "RMS": 0.25,
     "level": 0.5,
-    "attack": 0.25,
-    "tuning": 0.3,
-    "partials": 0.4,
+    "attack": 0.4,
+    "tuning": 0.4,
+    "partials": 0.5,
     "vibrato": 0.3,
     "tremolo": 0.3,
 }
@@ -77,14 +79,8 @@ class HeardDistance(Distance):
         self._rise = hearing.rise(energy, self._start)
         self._audible = hearing.audible(energy, frames, SOT_HOP)
         loud = hearing.sounding(energy)
-        # Spectra lie within the sounding part, or around it if it is shorter than one of them.
-        first = (
-            max(0, min(loud.start, (loud.start + loud.stop) // 2 - WINDOW // hearing.HOP // 2)) * hearing.HOP
-        )
-        last = max(first, loud.stop * hearing.HOP - WINDOW)
-        self._starts = np.linspace(first, last, hearing.SPECTRA).astype(int)
-        # Modulations are those of the sounding part, without its first 40 ms.
-        self._steady = slice(loud.start // hearing.FRAME + 2, loud.stop // hearing.FRAME)
+        self._steady = hearing.steady(loud)
+        self._starts = np.linspace(*hearing.span(loud), hearing.SPECTRA).astype(int)
         power, instant = hearing.spectra(clip, self._starts)
         self._partials = hearing.partials(power, instant)
         self._near = hearing.pitch(power, instant) if self.pitch else None
@@ -139,9 +135,10 @@ class HeardDistance(Distance):
             cents = abs(1200 * math.log2(near.hz / self._near.hz)) if near else FAR
             yield "tuning", min(cents, FAR) / UNITS["tuning"]
         magnitude = self._magnitude(clip)
-        moved = hearing.transport(magnitude, self._target_shares, self._steps)
+        moved, in_hertz = hearing.transport(magnitude, self._target_shares, self._steps)
         heard = np.maximum(hearing.audible(energy, len(moved), SOT_HOP), self._audible)
         yield "spectrum", moved @ heard / max(heard.sum(), 1e-9) / UNITS["spectrum"]
+        yield "SOT", in_hertz.mean() / UNITS["SOT"]
         if self._near:
             gap = np.abs(
                 hearing.vibrato(magnitude, self._steady, hearing.strongest(power)) - self._vibrato

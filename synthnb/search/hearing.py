@@ -11,6 +11,7 @@ import functools
 import numba
 import numpy as np
 import scipy.fft
+from scipy.ndimage import percentile_filter
 
 from synthnb.features.fast import FAINTEST_FRAME
 from synthnb.pitch import WINDOW, Pitch, pitch_of
@@ -70,10 +71,29 @@ def rise(energy: np.ndarray, start: int) -> np.ndarray:
     return 10 * np.log10(np.maximum(share, 10 ** (-LATEST / 10)))
 
 
+def attack(energy: np.ndarray) -> float:
+    """Seconds from the first level within 20 dB of the loudest to the first within 6 dB, 5 ms at least."""
+    smooth = np.convolve(energy, np.full(4, 0.25), "same")
+    rising = [np.argmax(smooth >= smooth.max() * share) for share in (0.01, 0.25)]
+    return (1 + int(rising[1] - rising[0])) * HOP / SAMPLE_RATE
+
+
 def sounding(energy: np.ndarray, within: float = 20.0) -> slice:
     """The hops from the first to the last within so many dB of the loudest."""
     loud = np.flatnonzero(energy > energy.max() * 10 ** (-within / 10))
     return slice(int(loud[0]), int(loud[-1]) + 1) if len(loud) else slice(0, len(energy))
+
+
+def span(loud: slice) -> tuple[int, int]:
+    """Samples where the first and the last of `spectra` begin: within those hops, or around them if they are few."""
+    middle = (loud.start + loud.stop) * HOP // 2 - WINDOW // 2
+    first = max(0, min(loud.start * HOP, middle))
+    return first, max(first, loud.stop * HOP - WINDOW)
+
+
+def steady(loud: slice) -> slice:
+    """The 20 ms frames of those hops, but for the first 40 ms."""
+    return slice(loud.start // FRAME + 2, loud.stop // FRAME)
 
 
 def audible(energy: np.ndarray, frames: int, hop: float) -> np.ndarray:
@@ -93,13 +113,13 @@ def erb_steps(bins: int, width: float) -> np.ndarray:
 
 @numba.njit(fastmath=True, nogil=True, cache=True)
 def transport(magnitude, target_shares, steps):
-    """How far the spectra of each frame are apart, `(frames,)`: the mean of |difference of cumulative shares|.
+    """How far the spectra of each frame are apart on two scales, `(2, frames)`: that of `steps (bins,)`, and in Hz.
 
-    As SOT, but along the scale that `steps (bins,)` make, for `magnitude` and `target_shares` `(bins, frames)`.
+    As in `metrics.sot`, which is the mean of the second: |difference of cumulative shares|, summed along the scale.
     """
     bins, frames = magnitude.shape
     scale = np.zeros(frames, np.float32)
-    share, moved = np.zeros_like(scale), np.zeros_like(scale)
+    share, moved = np.zeros_like(scale), np.zeros((2, frames), np.float32)
     for k in range(bins):
         for f in range(frames):
             scale[f] += magnitude[k, f]
@@ -108,7 +128,9 @@ def transport(magnitude, target_shares, steps):
     for k in range(bins):
         for f in range(frames):
             share[f] += magnitude[k, f] * scale[f]
-            moved[f] += abs(share[f] - target_shares[k, f]) * steps[k]
+            gap = abs(share[f] - target_shares[k, f])
+            moved[0, f] += gap * steps[k]
+            moved[1, f] += gap / np.float32(bins)
     return moved
 
 
@@ -149,15 +171,45 @@ def partials(power: np.ndarray, instant: np.ndarray) -> np.ndarray:
     return spectrum / max(np.linalg.norm(spectrum), 1e-20)
 
 
-def tremolo(energy: np.ndarray, steady: slice) -> np.ndarray:
-    """How far the level swings in the 20 ms frames `steady`, in dB, `(rates,)`."""
+def noisiness(power: np.ndarray) -> float:
+    """How strong what lies between the partials of `spectra` is, dB from all, in [-60, 0]; noise has about -1.
+
+    The lower quartile of a few hundred Hz stands for it, so a deep vibrato, which fills the gaps, counts too.
+    """
+    total = power.mean(axis=0)
+    between = percentile_filter(total, 25, size=41).sum() / max(total.sum(), 1e-20)
+    return float(10 * np.log10(np.clip(between, 1e-6, 1)))
+
+
+def brightness(magnitude: np.ndarray, width: float) -> float:
+    """The centre of loudness over frequency, in ERB, of a spectrum `(bins, frames)` with bins of `width` Hz.
+
+    After Zwicker's sharpness: a band's loudness grows with the fourth root of its power, from 50 dB below the loudest.
+    """
+    scale = 21.4 * np.log10(1 + np.arange(len(magnitude)) * width / 229)
+    bands = np.arange(round(scale[-1]))
+    member = (np.floor(scale) == bands[:, None]).astype(np.float32)
+    power = member @ magnitude**2
+    quiet = 10 ** (-50 / 40)
+    loudness = np.maximum((power / max(power.max(), 1e-20)) ** 0.25 - quiet, 0).sum(axis=1)
+    return float(bands @ loudness / max(loudness.sum(), 1e-9))
+
+
+def lasting(energy: np.ndarray) -> float:
+    """Seconds from the beginning to the middle of the sound, by amplitude: how slowly it decays."""
+    amplitude = np.sqrt(energy)[onset(energy) :]
+    return float(np.arange(len(amplitude)) @ amplitude / max(amplitude.sum(), 1e-9)) * HOP / SAMPLE_RATE
+
+
+def tremolo(energy: np.ndarray, frames: slice) -> np.ndarray:
+    """How far the level swings in the 20 ms `frames`, in dB, `(rates,)`."""
     steps = energy[: len(energy) // FRAME * FRAME].reshape(-1, FRAME).mean(axis=1)
-    smooth = np.convolve(steps, (0.25, 0.5, 0.25), "same")[steady]  # a low note's period is not a tremolo
+    smooth = np.convolve(steps, (0.25, 0.5, 0.25), "same")[frames]  # a low note's period is not a tremolo
     return modulation(decibels(smooth, 30.0))
 
 
-def vibrato(magnitude: np.ndarray, steady: slice, partial: float) -> np.ndarray:
-    """How far the partial at so many Hz of spectra `(bins, frames)` of 20 Hz a bin swings, in cents, `(rates,)`.
+def vibrato(magnitude: np.ndarray, frames: slice, partial: float) -> np.ndarray:
+    """How far the partial at so many Hz of spectra of 20 Hz a bin swings in `frames`, in cents, `(rates,)`.
 
     Its place in a frame is the centre of the power around it, so one that is too weak or too near to others to be
     followed seems to swing.
@@ -165,7 +217,7 @@ def vibrato(magnitude: np.ndarray, steady: slice, partial: float) -> np.ndarray:
     middle = round(partial / 20)
     reach = max(4, middle // 20)
     bins = np.arange(max(0, middle - reach), min(middle + reach + 1, len(magnitude)))
-    near = magnitude[bins, steady] ** 2
+    near = magnitude[bins, frames] ** 2
     place = (bins @ near + 1e-12 * middle) / (near.sum(axis=0) + 1e-12)
     return modulation(1200 * np.log2(np.maximum(place, 0.1)))
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from synthnb.metrics import MSS_SCALES, SOT_FRAME, Distance, _cosine
 from synthnb.metrics import UNITS as METRIC_UNITS
-from synthnb.pitch import find_pitch
+from synthnb.pitch import Pitch, find_pitch
 from synthnb.search import hearing
 from synthnb.sound import SAMPLE_RATE
 
@@ -54,6 +54,7 @@ WEIGHTS = {
 }
 SOT_HOP = int(SOT_FRAME[1] * SAMPLE_RATE)
 STEEP = 6  # how often what is over the bound of MSS counts, beside the once that all of it counts
+CLEAR = 0.9  # a pitch that fits less than that of the target's doesn't disturb it
 FAR = 100.0  #: cents: a tone this far from its target is as wrong as any, and so is one without pitch
 
 
@@ -80,10 +81,11 @@ class HeardDistance(Distance):
         self._audible = hearing.audible(energy, frames, SOT_HOP)
         loud = hearing.sounding(energy)
         self._steady = hearing.steady(loud)
-        self._starts = np.linspace(*hearing.span(loud), hearing.SPECTRA).astype(int)
+        self._starts = np.linspace(*hearing.span(hearing.sounding(energy, 30.0)), hearing.SPECTRA).astype(int)
         power, instant = hearing.spectra(clip, self._starts)
         self._partials = hearing.partials(power, instant)
-        self._near = hearing.pitch(power, instant) if self.pitch else None
+        self._near, fit = hearing.pitch(power, instant) if self.pitch else (None, None)
+        self._rival = hearing.rival(fit, self._near.cents_from(0) / 100) if self._near else 1.0
         self._tremolo = hearing.tremolo(energy, self._steady)
         self._vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
 
@@ -131,9 +133,7 @@ class HeardDistance(Distance):
         power, instant = hearing.spectra(clip, self._starts)
         yield "partials", max(0.0, 1 - self._partials @ hearing.partials(power, instant)) / UNITS["partials"]
         if self._near:
-            near = hearing.pitch(power, instant)
-            cents = abs(1200 * math.log2(near.hz / self._near.hz)) if near else FAR
-            yield "tuning", min(cents, FAR) / UNITS["tuning"]
+            yield "tuning", self._off(*hearing.pitch(power, instant)) / UNITS["tuning"]
         magnitude = self._magnitude(clip)
         moved, in_hertz = hearing.transport(magnitude, self._target_shares, self._steps)
         heard = np.maximum(hearing.audible(energy, len(moved), SOT_HOP), self._audible)
@@ -144,6 +144,14 @@ class HeardDistance(Distance):
                 hearing.vibrato(magnitude, self._steady, hearing.strongest(power)) - self._vibrato
             ).sum()
             yield "vibrato", min(gap, FAR) / UNITS["vibrato"]
+
+    def _off(self, near: Pitch | None, fit: np.ndarray) -> float:
+        """Cents out of tune, up to `FAR`; or as much of it as another pitch fits nearly as well."""
+        if near is None:
+            return FAR
+        cents = abs(1200 * math.log2(near.hz / self._near.hz))
+        rival = hearing.rival(fit, self._near.cents_from(0) / 100) - max(self._rival, CLEAR)
+        return min(FAR, max(cents, FAR * rival / (1 - CLEAR)))
 
     def _level_gap(self, energy: np.ndarray) -> float:
         """Mean difference of levels in dB, over the time that either sounds."""

@@ -14,7 +14,8 @@ import scipy.fft
 from scipy.ndimage import percentile_filter
 
 from synthnb.features.fast import FAINTEST_FRAME
-from synthnb.pitch import WINDOW, Pitch, pitch_of
+from synthnb.pitch import LOWEST as LOWEST_KEY
+from synthnb.pitch import STEPS, WINDOW, Pitch, fits, pitch_of
 from synthnb.sound import SAMPLE_RATE
 
 HOP = SAMPLE_RATE // 200  #: samples of a step of `energies`, 5 ms
@@ -152,11 +153,23 @@ def spectra(clip: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return power, np.arange(bins, dtype=np.float32) + turned / np.maximum(power, 1e-20) / 4
 
 
-def pitch(power: np.ndarray, instant: np.ndarray) -> Pitch | None:
-    """`pitch.find_pitch` of few spectra; None if nothing sounds there."""
+def pitch(power: np.ndarray, instant: np.ndarray) -> tuple[Pitch | None, np.ndarray]:
+    """`pitch.find_pitch` of few spectra, None if nothing sounds there; and how well they fit each pitch (`fits`)."""
     energy = power.sum(axis=1)
     heard = energy > max(1e-4 * energy.max(), 1e-12)
-    return pitch_of(power[heard], instant[heard]) if heard.any() else None
+    if not heard.any():
+        return None, np.zeros(0)
+    fit = fits(power[heard])
+    return pitch_of(power[heard], instant[heard], fit), fit
+
+
+def rival(fit: np.ndarray, key: float) -> float:
+    """How well the best pitch a semitone or more away from `key` fits, from 0; 1 is as well as `key` does."""
+    place = round((key - LOWEST_KEY + 0.5) * STEPS)
+    near = slice(max(0, place - STEPS + 1), place + STEPS)
+    own = fit[near].max(initial=1e-6)
+    others = max(fit[: near.start].max(initial=0.0), fit[near.stop :].max(initial=0.0))
+    return float(min(others / own, 2.0)) if own > 0 else 2.0
 
 
 def partials(power: np.ndarray, instant: np.ndarray) -> np.ndarray:

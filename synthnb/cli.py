@@ -61,7 +61,7 @@ NEW_FOLDER = option("--out", type=Path, required=True, help="a new folder")
 KEPT = "sound and spectrogram (audio), the spectrogram alone, or what an encoder looks at of it: 2 %% of the size"
 SEED = option("--seed", type=at_least(0), default=0, help="of all that is random (0)")
 SPACE = option("--space", help="of a dataset that doesn't say it: a space's name or .yaml file")
-WORKERS = option("--workers", type=at_least(1), default=-1, help="processes that render (all cores)")
+WORKERS = option("--workers", type=at_least(1), default=-1, help="how many render at a time (all cores)")
 
 
 @command(
@@ -69,13 +69,12 @@ WORKERS = option("--workers", type=at_least(1), default=-1, help="processes that
     option("sound", type=Path, help="wav, flac, mp3, ogg or aiff; its first note is matched"),
     option("--out", type=Path, help="folder for preset, sounds, picture and numbers (outputs/SOUND)"),
     option("--model", default="dexed", help="checkpoint: a name, or the path of a .safetensors file (dexed)"),
-    option("--candidates", type=at_least(1), default=32, help="patches that are tried before refining (32)"),
-    option("--seconds", type=at_least(0.0), default=30.0, help="time for refining the best of them (30)"),
+    option("--seconds", type=at_least(0.0), default=30.0, help="time for the search (30)"),
     SEED,
     option("--name", help="of the preset (the sound's file name)"),
     WORKERS,
 )
-def match(sound, out, model, candidates, seconds, seed, name, workers) -> None:
+def match(sound, out, model, seconds, seed, name, workers) -> None:
     from synthnb import plots
     from synthnb.metrics import METRICS
     from synthnb.models.checkpoint import load_model
@@ -98,7 +97,7 @@ def match(sound, out, model, candidates, seconds, seed, name, workers) -> None:
             print(f"\r{line}  (Ctrl-C keeps the best so far)", end="", file=sys.stderr, flush=True)
 
     target = prepare(audio, matcher.space.seconds)
-    found = matcher.match(target, candidates, seconds, seed=seed, progress=show)
+    found = matcher.match(target, seconds, seed=seed, progress=show)
     print(file=sys.stderr)
     found.save(out, name, recording=sound)
     plots.compare(found.target, found.audio(), name).savefig(paths["picture"])

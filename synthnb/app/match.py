@@ -20,7 +20,9 @@ import soundfile
 
 from synthnb import plots
 from synthnb.models.checkpoint import load_model
-from synthnb.search.matcher import Candidate, Match, Matcher
+from synthnb.search.candidate import Candidate
+from synthnb.search.match import Match
+from synthnb.search.matcher import Matcher
 from synthnb.sound import SAMPLE_RATE, UnusableSound, decode_sound, prepare, read_sound
 
 EXAMPLES = Path(__file__).parents[2] / "datasets" / "examples"
@@ -71,9 +73,7 @@ class MatchApp(w.VBox):
         examples = [(path.stem, path) for path in sorted(EXAMPLES.glob("*.flac"))]
         self.upload = w.FileUpload(accept="audio/*,.flac,.aiff", multiple=False, description="Upload a sound")
         self.example = w.Dropdown(options=[("or an example …", None), *examples])
-        self.candidates = w.IntSlider(32, 4, 128, 4, description="candidates")
-        self.seconds = w.FloatSlider(value=10, min=0, max=120, step=1, description="seconds")
-        self.guidance = w.FloatSlider(value=1, min=1, max=6, step=0.5, description="guidance")
+        self.seconds = w.FloatSlider(value=10, min=1, max=120, step=1, description="seconds")
         self.start = w.Button(description="Match", button_style="primary", icon="play", disabled=True)
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.status, self.error = w.HTML(), w.HTML()
@@ -83,7 +83,7 @@ class MatchApp(w.VBox):
         super().__init__(
             [
                 w.HBox([self.upload, self.example]),
-                w.HBox([self.candidates, self.seconds, self.guidance]),
+                self.seconds,
                 w.HBox([self.start, self.stop, self.status]),
                 self.error,
                 self.chosen,
@@ -156,13 +156,13 @@ class MatchApp(w.VBox):
         self.listen.value = players({"target": self._sound})
         self._stop.clear()
         self._set_running(True)
-        self.status.value = "proposing …"
+        self.status.value = "searching …"
         self._thread = threading.Thread(target=self._search, daemon=True)
         self._thread.start()
 
     def _set_running(self, running: bool) -> None:
         # While it runs, the synth belongs to the search: nothing else may be chosen or rendered.
-        for part in (self.start, self.upload, self.example, self.candidates, self.seconds, self.guidance):
+        for part in (self.start, self.upload, self.example, self.seconds):
             part.disabled = running
         self.stop.disabled = not running
 
@@ -185,13 +185,7 @@ class MatchApp(w.VBox):
                 self._show_picture(match)
 
         try:
-            match = self.matcher.match(
-                self._sound,
-                self.candidates.value,
-                self.seconds.value,
-                progress=progress,
-                guidance=self.guidance.value,
-            )
+            match = self.matcher.match(self._sound, self.seconds.value, progress=progress)
             self._show_result(match)
         except Exception as error:  # in a thread: nobody else would tell
             self._fail(error)
@@ -201,7 +195,7 @@ class MatchApp(w.VBox):
     def _show_progress(self, match: Match) -> None:
         seconds, renders, distance = match.history[-1]
         self.status.value = (
-            f"distance <b>{distance:.2f}</b> (proposed: {match.first.distance:.2f}), "
+            f"distance <b>{distance:.2f}</b> (began with {match.history[0][2]:.2f}), "
             f"{renders:,} renders, {seconds:.0f} s"
         )
 

@@ -27,10 +27,11 @@ from synthnb.evaluate.targets import Target
 from synthnb.features import coarse, log_mel
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
+from synthnb.search.candidate import Candidate
 from synthnb.search.distance import TunedDistance
-from synthnb.search.match import Candidate, Match, gain
-from synthnb.search.matcher import FROM_NOISE, Matcher, render, score
-from synthnb.space.edits import edit
+from synthnb.search.match import Match, gain
+from synthnb.search.matcher import Matcher
+from synthnb.search.moves import FLOW, FROM_NOISE, MOVES
 
 CANDIDATES = 32
 SYSTEMS = {
@@ -38,17 +39,17 @@ SYSTEMS = {
     "best of 32 random": "patches drawn from the prior",
     "nearest neighbour": "the training clip that sounds most like the target",
     "best of 32 neighbours": "the 32 that sound most like it",
-    "random edits, best of 32": "like the flow's, but the edits are drawn without listening",
     "flow, one sample": "the flow's first, from noise",
     "flow from noise, best of 32": "32 of those",
-    "flow, best of 32": "what a match proposes: 8 of the model's library, in key, then edits of the best by the flow",
-    "flow, refined": "the best of those, refined",
+    "search without the flow, 32": "8 of the model's library, in key, then all moves that don't ask the model",
+    "search, 32": "the same with the flow's moves: how a match begins",
+    "search": "a match, as long as it may last",
 }
-REFINED = "flow, refined"
+LONGEST = "search"
 CHUNK = 4096  # training clips at once
 #: The code that decides what is found and how it is measured.
 CODE = ("data/library.py", "evaluate/run.py", "features/*.py", "metrics.py", "models/**/*.py", "pitch.py",
-        "search/*.py", "space/edits.py")  # fmt: skip
+        "search/*.py")  # fmt: skip
 
 
 class Retrieval:
@@ -88,10 +89,10 @@ def evaluate(
     out: str | Path,
     renders: int = 1000,
     seconds: float = 0.0,
-    refined: int | None = None,
+    searched: int | None = None,
     seed: int = 0,
     workers: int = -1,
-    **sampling,
+    guidance: float | None = None,
 ) -> pd.DataFrame:
     """Match every target by every system. One row per target and system, with metrics, renders and seconds.
 
@@ -99,11 +100,12 @@ def evaluate(
         checkpoint: of the model, as `load_model` takes it.
         folder: the dataset it was trained on, for retrieval.
         out: where results are kept, one JSON file per target; what is there and fits is not computed again.
-        renders: for refining one target.
-        seconds: if more than 0, of one core, to refine it for so long instead; a result then depends on the machine.
-        refined: only so many targets, the first ones, are refined; all by default.
+        renders: to search for one target.
+        seconds: if more than 0, of one core, to search for so long instead; a result then depends on the machine.
+        searched: only so many targets, the first ones, are searched for that long, the others with 32 renders; all by
+            default.
         workers: targets worked on at a time, each by one process, on the CPU; 1 stays in this process and on its GPU.
-        sampling: to `FlowModel.sample`.
+        guidance: see `Matcher.match`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,16 +114,16 @@ def evaluate(
         "dataset": Retrieval(folder, out.parent).digest,  # makes the index, before processes share it
         "code": code_digest(),
         "seed": seed,
-        "sampling": json.loads(json.dumps(sampling)),  # as it is read again
+        "guidance": guidance,
     }
     keys = [{**depends, "sound": _digest(target.audio.tobytes())} for target in targets]
-    budget, none = {"seconds": seconds} if seconds else {"renders": renders}, {"renders": 0}
-    budgets = [budget if refined is None or i < refined else none for i in range(len(targets))]
+    budget, none = {"seconds": seconds} if seconds else {"renders": renders}, {"renders": CANDIDATES}
+    budgets = [budget if searched is None or i < searched else none for i in range(len(targets))]
     jobs = []
     for i, target in enumerate(targets):
         kept = _read(out, i)
         if kept.get("key") != keys[i] or kept["budget"] != budgets[i] != none:
-            jobs.append((checkpoint, folder, out, i, target, keys[i], budgets[i], sampling, workers != 1))
+            jobs.append((checkpoint, folder, out, i, target, keys[i], budgets[i], guidance, workers != 1))
     pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, max_nbytes=None)
     work = pool(joblib.delayed(_evaluate_one)(*job) for job in jobs)
     for _ in tqdm(work, total=len(jobs), unit="sound", mininterval=10, disable=not jobs):
@@ -131,7 +133,7 @@ def evaluate(
             row
             for i, budget in enumerate(budgets)
             for row in _read(out, i)["rows"]
-            if budget != none or row["system"] != REFINED
+            if budget != none or row["system"] != LONGEST
         ]
     )
 
@@ -159,23 +161,23 @@ def _result(out: Path, index: int) -> Path:
 _loaded: dict[tuple, tuple[Matcher, Retrieval]] = {}  # in a worker: what it has open
 
 
-def _evaluate_one(checkpoint, folder, out, index, target, key, budget, sampling, in_worker) -> None:
+def _evaluate_one(checkpoint, folder, out, index, target, key, budget, guidance, in_worker) -> None:
     opened = (key["model"], key["dataset"])
     if opened not in _loaded:
         if in_worker:
             torch.set_num_threads(1)
         model = load_model(checkpoint, "cpu" if in_worker else "auto")
         _loaded[opened] = (Matcher(model, workers=1), Retrieval(folder, out.parent))
-    rows = _match_by_all(*_loaded[opened], target, [key["seed"], index], budget, sampling)
+    rows = _match_by_all(*_loaded[opened], target, [key["seed"], index], budget, guidance)
     path = _result(out, index)
     aside = path.with_suffix(".partial")
     aside.write_text(json.dumps({"key": key, "budget": budget, "rows": rows}))
     aside.replace(path)
 
 
-def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[dict]:
+def _match_by_all(matcher, retrieval, target, seed, budget, guidance) -> list[dict]:
     """The rows of all systems; of the refined one only if the budget allows any."""
-    space, synth = matcher.space, matcher.synth
+    space, player = matcher.space, matcher.player
     audio = matcher.prepare_target(target.audio)
     distance, mel = TunedDistance(audio), log_mel(torch.from_numpy(audio))
     raised = np.abs(audio).max() > np.abs(target.audio).max()
@@ -194,15 +196,11 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
 
     def keep_best(system: str, vectors: np.ndarray, values: np.ndarray, start: float | None) -> None:
         best, seconds = int(values.argmin()), start and time.perf_counter() - start
-        keep(system, render(space, synth, vectors[best]), values[best], len(vectors), seconds)
+        keep(system, player.render(vectors[best]), values[best], len(vectors), seconds)
 
     def default() -> np.ndarray:
         note = space.note({p.name: p.default for p in space.note_fields})
         return space.encode(space.default_patch, note)[None]
-
-    def at_random(_, vector: np.ndarray, count: int, seed: int) -> np.ndarray:
-        edits = np.random.default_rng([flow_seed, seed])
-        return np.stack([space.encode(*edit(space, *space.decode(vector), edits)) for _ in range(count)])
 
     draws = {
         "default patch": default,
@@ -216,24 +214,24 @@ def _match_by_all(matcher, retrieval, target, seed, budget, sampling) -> list[di
     for system, draw in draws.items():
         start = time.perf_counter()
         vectors = draw()
-        values = score(space, synth, distance, vectors)
+        values = player.score(distance, vectors)
         keep_best(system, vectors, values, start)
         if system in firsts:
             keep_best(firsts[system], vectors[:1], values[:1], None)
-    start, key = time.perf_counter(), distance.pitch and distance.pitch.key
-    _, vectors, values = zip(*matcher.propose(audio, distance, CANDIDATES, flow_seed, at_random, key))
-    keep_best("random edits, best of 32", np.concatenate(vectors), np.concatenate(values), start)
-
+    without = [name for name in MOVES if name not in FLOW]
     steps: list[tuple[Candidate, float, int]] = []  # of a match: the best so far, seconds, renders
 
     def look(found: Match) -> None:
         seconds, renders, _ = found.history[-1]
         steps.append((found.best, seconds, renders))
 
-    matcher.match(target.audio, CANDIDATES, seed=flow_seed, progress=look, **budget, **sampling)
-    reached = {"flow, best of 32": next(step for step in steps if step[2] >= CANDIDATES)}
-    if any(budget.values()):
-        reached[REFINED] = steps[-1]
+    matcher.match(target.audio, renders=CANDIDATES, seed=flow_seed, moves=without, progress=look)
+    reached = {"search without the flow, 32": steps[-1]}
+    steps.clear()
+    matcher.match(target.audio, seed=flow_seed, guidance=guidance, progress=look, **budget)
+    reached["search, 32"] = next(step for step in steps if step[2] >= CANDIDATES)
+    if budget != {"renders": CANDIDATES}:
+        reached[LONGEST] = steps[-1]
     for system, (best, seconds, renders) in reached.items():
         keep(system, best.audio, best.distance, renders, seconds)
     return rows

@@ -149,6 +149,7 @@ class FlowModel(nn.Module):
         temperature: float = 0.8,
         midpoint: bool = False,
         seed: int = 0,
+        begun: tuple[np.ndarray, float] | None = None,
     ) -> np.ndarray:
         """Draw candidates for one sound: `count` from noise alone, or `count` edits of each source.
 
@@ -183,6 +184,9 @@ class FlowModel(nn.Module):
         both = [torch.cat(pair) for pair in zip(heard, unheard)]
         rows, generator = len(source) * count, torch.Generator().manual_seed(seed)
         x = temperature * torch.randn(rows, self.space.width, generator=generator).to(device)
+        if begun is not None:
+            x1 = torch.from_numpy(2 * self.space.to_quantiles(begun[0]) - 1).to(device)
+            x = torch.lerp(x, x1, begun[1])
 
         def guided(x: torch.Tensor, t: float) -> torch.Tensor:
             if guidance == 1.0 or not interval[0] <= t <= interval[1]:
@@ -192,8 +196,10 @@ class FlowModel(nn.Module):
             ).chunk(2)
             return without + guidance * (with_sound - without)
 
+        since = begun[1] if begun is not None else 0.0
         for step in range(steps):
-            t, size = step / steps, 1 / steps
+            size = (1 - since) / steps
+            t = since + step * size
             v = guided(x, t)
             if midpoint:
                 v = guided(x + v * size / 2, t + size / 2)

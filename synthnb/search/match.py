@@ -1,12 +1,8 @@
-"""What a search found: candidates, the best first, how to play them, and the files that keep one."""
+"""What a search found, so far: candidates, the best first, how to play them, and the files that keep it."""
 
 from __future__ import annotations
 
-import errno
 import json
-import re
-import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,57 +10,65 @@ import librosa
 import numpy as np
 import pandas as pd
 
+from synthnb.features import coarse
 from synthnb.metrics import all_metrics
 from synthnb.pitch import Pitch
+from synthnb.search.candidate import Candidate
+from synthnb.search.credit import Credit
+from synthnb.search.files import output_paths
+from synthnb.search.state import State
 from synthnb.sound import write_sound
-from synthnb.space import Note, ParameterSpace, Patch
+from synthnb.space import ParameterSpace
 from synthnb.synths import Synth
 
-KEPT = 32  # candidates of a match: as many as a bank of the DX7 holds
 HEARD = 3  # cents; less is nothing to listeners, nor to what finds pitches
 
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One patch that may have made the sound.
-
-    Attributes:
-        vector: float32 `(width,)`, where the search found it.
-        patch, note: what it plays; the same sound, but with the key that was recorded, if the patch can be transposed.
-        audio: float32 `(channels, samples)`, its render, the one that was ranked.
-        distance: `TunedDistance` to the target; 0 is the same sound, 1 about as far as an octave.
-        cents: how much higher than the target it sounds; None if either is unpitched.
-        origin: `library` (a training clip), `noise` or `edit` (the flow's, without and with a source), `moved` (one of
-            those, transposed), `refined`.
-    """
-
-    vector: np.ndarray
-    patch: Patch
-    note: Note
-    audio: np.ndarray = field(repr=False)
-    distance: float
-    cents: float | None
-    origin: str
+WORTH = 10  # dB of difference that make up for 1 of distance
 
 
 @dataclass
 class Match:
-    """The candidates of a search, the best first, and how it went.
+    """A search and what it has found: it can be looked at, gone on with, saved and loaded.
 
     Attributes:
-        target: float32 `(channels, samples)`, the sound as it was compared; a very quiet one is raised.
-        pitch: of the target; None if it is unpitched.
+        state: its recordings, and the population.
+        seed: of all that is drawn.
         history: `(seconds, renders, distance of the best)` after every step.
-        refining: seconds spent on refining so far.
+        credit: what its moves have earned; None before they competed.
     """
 
-    target: np.ndarray
-    space: ParameterSpace
-    synth: Synth = field(repr=False)
-    pitch: Pitch | None
-    candidates: list[Candidate] = field(default_factory=list)
-    history: list[tuple[float, int, float]] = field(default_factory=list)
-    refining: float = 0.0
+    state: State = field(repr=False)
+    seed: int = 0
+    history: list[tuple[float, int, float]] = field(default_factory=list, repr=False)
+    credit: Credit | None = field(default=None, repr=False)
+
+    @property
+    def target(self) -> np.ndarray:
+        """float32 `(channels, samples)`, the first recording as it was compared; a very quiet one is raised."""
+        return self.state.recordings[0].audio
+
+    @property
+    def space(self) -> ParameterSpace:
+        return self.state.space
+
+    @property
+    def synth(self) -> Synth:
+        return self.state.synth
+
+    @property
+    def pitch(self) -> Pitch | None:
+        """Of the target; None if it is unpitched."""
+        return self.state.pitch
+
+    @property
+    def seconds(self) -> float:
+        """How long it was searched."""
+        return self.history[-1][0] if self.history else 0.0
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The nearest, the best first."""
+        return list(self.state.population)
 
     @property
     def key(self) -> int | None:
@@ -76,18 +80,29 @@ class Match:
         """The candidate nearest to the target, in tune if it has a pitch."""
         return self.candidates[0]
 
-    @property
-    def first(self) -> Candidate:
-        """The nearest of those that were proposed: where refining began."""
-        return next(c for c in self.candidates if c.origin != "refined")
-
     def cents(self, candidate: Candidate | None = None) -> float | None:
         """How much higher than the target a candidate (default: the best) sounds; None if either is unpitched."""
-        return (candidate or self.best).cents
+        return self.state.cents(candidate or self.best)
 
-    def add(self, found: Iterable[Candidate]) -> None:
-        """Rank more candidates among those that are there; the nearest `KEPT` stay."""
-        self.candidates = sorted([*self.candidates, *found], key=lambda c: c.distance)[:KEPT]
+    def different(self, count: int = 6) -> list[Candidate]:
+        """The best, and others that are near too and sound most unlike those before them.
+
+        A candidate's place is decided by how far in dB its spectrogram is from the nearest of those that were chosen,
+        less what it is farther from the target.
+        """
+        near = {id(c): c for c in [*self.state.population, *self.state.population.elites.values()]}
+        left = sorted(near.values(), key=lambda c: c.distance)
+        sounds = {id(c): coarse(self.state.mel_of(c)[None]) for c in left}
+        sounds = {key: mel - mel.max() for key, mel in sounds.items()}
+        chosen, apart = [left.pop(0)], dict.fromkeys(sounds, np.inf)
+        while left and len(chosen) < count:
+            for c in left:
+                gap = (sounds[id(c)] - sounds[id(chosen[-1])]).clamp(-60, 60).abs().mean()
+                apart[id(c)] = min(apart[id(c)], float(gap))
+            best = max(left, key=lambda c: apart[id(c)] - WORTH * (c.distance - self.best.distance))
+            left.remove(best)
+            chosen.append(best)
+        return chosen
 
     def how_to_play(self, candidate: Candidate | None = None) -> str:
         """Which key to press for a candidate (default: the best), and how well it is in tune then."""
@@ -120,7 +135,7 @@ class Match:
                 "origin": c.origin,
                 "distance": c.distance,
                 "key": c.note.pitch,
-                "cents": c.cents,
+                "cents": self.cents(c),
                 **self.metrics(c),
             }
             for c in self.candidates[:count]
@@ -166,7 +181,7 @@ class Match:
         report = {
             "distance": round(chosen.distance, 4),
             "distances": {key: round(value, 4) for key, value in self.metrics(chosen).items()},
-            "first": round(self.first.distance, 4),
+            "first": round(self.history[0][2], 4),
             "renders": renders,
             "seconds": round(seconds, 1),
             "synth": self.space.synth,
@@ -186,58 +201,32 @@ class Match:
             patches = {tuple(patch.items()): patch for patch in (chosen.patch, *same_key)}
             voices = [(name, patch) for patch in patches.values()][: self.synth.bank_size]
             self.synth.save_bank(paths["preset"], voices)  # which numbers their names
+        self.keep(paths["search"])
         write_sound(paths["target"], self.target)
         write_sound(paths["match"], self.audio(chosen))
         return paths
 
-
-def output_paths(
-    folder: str | Path, name: str, synth: Synth, recording: str | Path | None = None
-) -> dict[str, Path]:
-    """Where `Match.save` writes, tried before a search begins: makes the folder, and looks at what is there.
-
-    Args:
-        name: of the preset; what a file name cannot hold becomes `_` there.
-        recording: the sound file that is matched, if it comes from one; it is never overwritten.
-
-    Returns:
-        The paths by kind: `preset`, `target`, `match`, `report` and `picture`.
-
-    Raises:
-        FileExistsError: a file would be overwritten that is the recording, or that no earlier match left there.
-        OSError: nothing can be written there.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}; choose another folder", str(folder)) from None
-    stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._-") or "match"
-    names = {
-        "preset": f"{stem}{synth.preset_suffix}",
-        "target": "target.wav",
-        "match": "match.wav",
-        "report": "match.json",
-        "picture": "match.png",
-    }
-    paths = {kind: folder / file for kind, file in names.items()}
-    own = Path(recording) if recording is not None and Path(recording).exists() else None
-    for path in (path for path in paths.values() if path.exists()):
-        if not paths["report"].exists() or (own and path.samefile(own)):
-            message = "a match would overwrite this file, which is not its own; choose another folder"
-            raise FileExistsError(errno.EEXIST, message, str(path))
-    return paths
-
-
-def at_key(synth: Synth, patch: Patch, note: Note, key: int | None) -> tuple[Patch, Note]:
-    """The same sound played with `key`; octaves from it where the patch doesn't reach; else, or for None, as it is."""
-    for octaves in (0, 1, -1, 2, -2) if key is not None else ():
-        pitch = key + 12 * octaves
-        moved = synth.transpose(patch, note.pitch - pitch) if 0 <= pitch <= 127 else None
-        if moved is not None:
-            return moved, note._replace(pitch=pitch)
-    return patch, note
+    def keep(self, path: str | Path) -> Path:
+        """Write what `Matcher.load` needs to go on. Returns the path."""
+        state, path = self.state, Path(path)
+        about = {
+            "space": self.space.text,
+            "seed": self.seed,
+            "guidance": state.guidance,
+            "renders": state.renders,
+            "looked_up": state.looked_up,
+            "velocities": [r.press.velocity for r in state.recordings],
+            "origins": [c.origin for c in self.candidates],
+        }
+        np.savez_compressed(
+            path,
+            about=json.dumps(about),
+            recordings=np.stack([r.audio for r in state.recordings]),
+            vectors=np.stack([c.vector for c in self.candidates]),
+            distances=[c.distance for c in self.candidates],
+            history=np.array(self.history),
+        )
+        return path
 
 
 def gain(target: np.ndarray, render: np.ndarray) -> float:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from synthnb.metrics import Distance
-from synthnb.search.match import at_key
+from synthnb.search.candidate import Press
 from synthnb.space import ParameterSpace
 from synthnb.synths import Synth, open_synth
 
+AS_IT_IS = Press()
 REMEMBERED = 32  # sounds; one of 4 s takes 1.4 MB in stereo
 
 
@@ -47,39 +48,40 @@ class Player:
         self.workers = joblib.cpu_count() if workers == -1 else workers
         # The last one given back is the first one taken, so that no more open than play at once.
         self._idle: queue.LifoQueue[Synth] = queue.LifoQueue()
-        self._idle.put(open_synth(space))
+        self.synth = open_synth(space)
+        self._idle.put(self.synth)
         self._threads = ThreadPoolExecutor(self.workers, "player", lambda: torch.set_num_threads(1))
-        self._sounds: OrderedDict[tuple[bytes, int | None], np.ndarray] = OrderedDict()
+        self._sounds: OrderedDict[tuple[bytes, Press], np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def render(self, vector: np.ndarray, key: int | None = None) -> np.ndarray:
+    def render(self, vector: np.ndarray, press: Press = AS_IT_IS) -> np.ndarray:
         """The sound of a vector `(width,)`: float32 `(channels, samples)`, full scale not limited to 1.
 
         With random phases a patch never sounds the same twice; the last few sounds, and the best of those that were
         scored last, are remembered and given again.
 
         Args:
-            key: MIDI number that the patch is transposed to be played with (see `at_key`); None leaves it its own.
+            press: how it is played; with its own key by default.
 
         Raises:
             SpaceError: no vector of this space.
             SynthError: the synth crashed or hangs.
         """
-        sound = self._remembered(vector, key)
+        sound = self._remembered(vector, press)
         if sound is None:
-            sound = self._play(vector, key)
-            self._remember(vector, key, sound)
+            sound = self._play(vector, press)
+            self._remember(vector, press, sound)
         return sound
 
     def score(
-        self, distance: Distance, vectors: np.ndarray, key: int | None = None, bound: float = np.inf
+        self, distance: Distance, vectors: np.ndarray, press: Press = AS_IT_IS, bound: float = np.inf
     ) -> np.ndarray:
         """Play vectors `(n, width)` and measure them: float64 `(n,)`, in their order.
 
         Args:
             distance: to the target. Its `staged(clip, bound)`, if it has one, stops when a clip `(channels, samples)`
                 is over the bound.
-            key: as for `render`.
+            press: as for `render`.
             bound: what is above it may be `inf`, and not measured to its end.
 
         Raises what `render` does.
@@ -88,9 +90,9 @@ class Player:
         lock = threading.Lock()
 
         def measured(i: int) -> float:
-            sound = self._remembered(vectors[i], key)
+            sound = self._remembered(vectors[i], press)
             if sound is None:
-                sound = self._play(vectors[i], key)
+                sound = self._play(vectors[i], press)
             value = measure(distance, sound, bound)
             if value < np.inf:
                 with lock:
@@ -102,27 +104,27 @@ class Player:
 
         values = np.array(list(self._threads.map(measured, range(len(vectors)))), dtype=np.float64)
         for _, i, sound in sorted(best, key=lambda each: each[:2]):
-            self._remember(vectors[-i], key, sound)
+            self._remember(vectors[-i], press, sound)
         return values
 
-    def _play(self, vector: np.ndarray, key: int | None) -> np.ndarray:
+    def _play(self, vector: np.ndarray, press: Press) -> np.ndarray:
         try:
             synth = self._idle.get_nowait()
         except queue.Empty:
             synth = open_synth(self.space)
         try:
-            patch, note = at_key(synth, *self.space.decode(vector), key)
+            patch, note = press(synth, *self.space.decode(vector), self.space.seconds)
             return synth.render(patch, note, self.space.seconds)[: synth.channels]
         finally:
             self._idle.put(synth)
 
-    def _remembered(self, vector: np.ndarray, key: int | None) -> np.ndarray | None:
+    def _remembered(self, vector: np.ndarray, press: Press) -> np.ndarray | None:
         with self._lock:
-            return self._sounds.get((np.asarray(vector, np.float32).tobytes(), key))
+            return self._sounds.get((np.asarray(vector, np.float32).tobytes(), press))
 
-    def _remember(self, vector: np.ndarray, key: int | None, sound: np.ndarray) -> None:
+    def _remember(self, vector: np.ndarray, press: Press, sound: np.ndarray) -> None:
         with self._lock:
-            of = np.asarray(vector, np.float32).tobytes(), key
+            of = np.asarray(vector, np.float32).tobytes(), press
             self._sounds[of] = sound
             self._sounds.move_to_end(of)
             while len(self._sounds) > REMEMBERED:

@@ -7,10 +7,12 @@ audio = player.render(vectors[values.argmin()])       # not played again
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import joblib
@@ -19,7 +21,7 @@ import torch
 
 from synthnb.metrics import Distance
 from synthnb.search.candidate import Press
-from synthnb.space import ParameterSpace
+from synthnb.space import Note, ParameterSpace, Patch
 from synthnb.synths import Synth, open_synth
 
 AS_IT_IS = Press()
@@ -108,13 +110,22 @@ class Player:
         return values
 
     def _play(self, vector: np.ndarray, press: Press) -> np.ndarray:
+        with self._synth() as synth:
+            patch, note = self._played(synth, vector, press)
+            return synth.render(patch, note, self.space.seconds)[: synth.channels]
+
+    def _played(self, synth: Synth, vector: np.ndarray, press: Press) -> tuple[Patch, Note]:
+        return press(synth, *self.space.decode(vector), self.space.seconds)
+
+    @contextlib.contextmanager
+    def _synth(self) -> Iterator[Synth]:
+        """A synth that is nobody else's."""
         try:
             synth = self._idle.get_nowait()
         except queue.Empty:
             synth = open_synth(self.space)
         try:
-            patch, note = press(synth, *self.space.decode(vector), self.space.seconds)
-            return synth.render(patch, note, self.space.seconds)[: synth.channels]
+            yield synth
         finally:
             self._idle.put(synth)
 

@@ -46,13 +46,13 @@ class Staged:
     """Distances as given, with an early stop that notes its bounds."""
 
     def __init__(self, distance):
-        self.distance, self.bounds = distance, set()
+        self.distance, self.bounds = distance, []
 
     def __call__(self, sounds):
         return self.distance(sounds)
 
     def staged(self, clip, bound):
-        self.bounds.add(bound)
+        self.bounds.append(bound)
         value = float(self.distance(clip[None])[0])
         return value if value <= bound else np.inf
 
@@ -80,8 +80,23 @@ def test_over_the_bound_is_infinite(short_space, vectors, distance):
     whole = player.score(distance, vectors)
     bound = np.median(whole)
     values = player.score(staged, vectors, bound=bound)
-    assert staged.bounds == {bound}
+    assert set(staged.bounds) == {bound}
     np.testing.assert_array_equal(values, np.where(whole <= bound, whole, np.inf))
+
+
+def test_what_sounds_the_same_is_measured_once(short_space, vectors, distance):
+    patch, note = short_space.decode(vectors[0])
+    muted = patch | {"op3_output_level": 0}
+    alike = np.stack([short_space.encode(muted | {"op3_coarse": ratio}, note) for ratio in ("1", "2", "3")])
+    staged, player = Staged(distance), Player(short_space, 1)
+    exact = distance(player.render(alike[0])[None])[0]
+    for bound, value in ((exact / 3, np.inf), (exact / 2, np.inf), (exact / 4, np.inf), (2 * exact, exact)):
+        np.testing.assert_array_equal(player.score(staged, alike, bound=bound), value)
+    assert staged.bounds == [exact / 3, exact / 2, 2 * exact]
+    np.testing.assert_array_equal(player.score(staged, alike, bound=exact / 2), np.inf)
+    np.testing.assert_array_equal(player.score(staged, alike), exact)
+    assert len(staged.bounds) == 3
+    assert player.score(Staged(distance), alike[:1])[0] == exact
 
 
 def test_what_was_heard_is_what_was_scored(short_space, vectors, distance, moody):

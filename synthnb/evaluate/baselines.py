@@ -19,7 +19,8 @@ import torch
 from synthnb.features import log_mel
 from synthnb.metrics import Distance
 from synthnb.pitch import find_pitch
-from synthnb.search.matcher import Matcher, render
+from synthnb.search.candidate import Press
+from synthnb.search.matcher import Matcher
 from synthnb.space import SpaceError
 
 Search = Generator[np.ndarray, np.ndarray, None]
@@ -39,7 +40,7 @@ class Task:
     Attributes:
         target: float32 `(channels, samples)`, as the synth could make it.
         distance: what ranks.
-        key: MIDI, that all is played with; None if the target is unpitched.
+        press: the key that all is played with, that of the target.
         rng: for all that is random.
     """
 
@@ -50,7 +51,7 @@ class Task:
         self.target = matcher.prepare_target(audio)
         self.distance = ranking(self.target)
         self.pitch = find_pitch(self.target)
-        self.key = self.pitch and self.pitch.key
+        self.press = Press(self.pitch and self.pitch.key)
         self.seed, self.rng = seed, np.random.default_rng(seed)
 
     @functools.cached_property
@@ -65,12 +66,15 @@ class Task:
         return self.model.sample(self.mel, count, seed=self.seed, **FROM_NOISE)
 
     def render(self, vector: np.ndarray) -> np.ndarray:
-        """The sound of a vector, float32 `(channels, samples)`, with the target's key."""
-        return render(self.space, self.matcher.synth, vector, self.key)
+        """The sound of a vector, float32 `(channels, samples)`, played anew: with new phases, if they are random."""
+        synth, seconds = self.matcher.synth, self.space.seconds
+        return synth.render(*self.press(synth, *self.space.decode(vector), seconds), seconds)[
+            : synth.channels
+        ]
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Distances `(n,)` of vectors `(n, width)`, on all cores that the matcher has."""
-        return self.matcher.distances(self.distance, vectors, self.key)
+        return self.matcher.player.score(self.distance, vectors, self.press)
 
 
 def random_search(task: Task) -> Search:

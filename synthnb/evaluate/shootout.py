@@ -33,12 +33,13 @@ from synthnb.models.checkpoint import checkpoint_path, load_model
 from synthnb.search.distance import TunedDistance
 from synthnb.search.match import Match, gain
 from synthnb.search.matcher import Matcher
+from synthnb.search.moves import MOVES
 
 Ranking = TunedDistance  # of all methods, but the one that had another
 RENDERS = (10, 32, 100, 300, 1000, 3000, 10_000)
 SECONDS = (1, 3, 10, 30, 60, 120)
 SHARED = ("evaluate/baselines.py", "evaluate/heard.py", "evaluate/shootout.py", "features/*.py", "metrics.py",
-          "models/**/*.py", "pitch.py", "search/distance.py")  # fmt: skip
+          "models/**/*.py", "pitch.py", "search/distance.py", "search/hearing.py")  # fmt: skip
 OURS = (*SHARED, "search/*.py")  # the code that decides what our searches find
 
 
@@ -133,6 +134,9 @@ METHODS = {
     "CatCMA from the nearest": asked(baselines.catcma),
     "random search": asked(baselines.random_search),
 }
+ALONE = {f"only {move}": matched(moves=[move]) for move in MOVES}
+LEFT_OUT = {f"without {move}": matched(moves=[other for other in MOVES if other != move]) for move in MOVES}
+METHODS |= ALONE | LEFT_OUT
 
 
 def shootout(

@@ -37,14 +37,17 @@ def against(table: pd.DataFrame, reference: str, value: str = "distance", seed: 
 
 
 def crossed(table: pd.DataFrame, first: tuple[str, float], second: tuple[str, float], value: str) -> str:
-    """One method after so much against another after so much more: means and difference on the same sounds."""
+    """One method after so much against another after so much more, in words: means, and difference with interval.
+
+    Over the sounds for which both had something by then.
+    """
     by_sound = table.pivot(index=["kind", "target"], columns=["method", "at"], values=value)
-    a, b = by_sound[first], by_sound[second]
-    gap, low, high = paired_difference(a, b)
-    return (
-        f"{value}: {first[0]} after {first[1]:g} {a.mean():.2f}, {second[0]} after {second[1]:g} {b.mean():.2f}; "
-        f"difference {gap:+.2f} [{low:+.2f}, {high:+.2f}]"
-    )
+    both = by_sound.reindex(columns=[first, second]).dropna()
+    if both.empty:
+        return f"{value}: nothing to compare yet after {first[1]:g}"
+    gap, low, high = paired_difference(both[first], both[second])
+    a, b = (f"{method} after {at:g} {both[method, at].mean():.2f}" for method, at in (first, second))
+    return f"{value}: {a}, {b}; difference {gap:+.2f} [{low:+.2f}, {high:+.2f}], n = {len(both)}"
 
 
 def noticed(table: pd.DataFrame) -> pd.DataFrame:
@@ -65,8 +68,8 @@ def noticed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(match: Match, count: int = 6) -> pd.DataFrame:
-    """Distances between the first `count` candidates of a match, each heard as a target of the others."""
-    sounds = [match.audio(candidate) for candidate in match.candidates[:count]]
+    """Distances between the `count` different candidates of a match, each heard as a target of the others."""
+    sounds = [match.audio(candidate) for candidate in match.different(count)]
     gaps = np.array([Ranking(sound)(np.stack(sounds)) for sound in sounds])
     names = pd.RangeIndex(1, len(sounds) + 1, name="candidate")
     return pd.DataFrame((gaps + gaps.T) / 2, index=names, columns=names)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
 import json
 import re
 import time
@@ -123,10 +124,7 @@ def matched(**settings) -> Method:
 
 
 OUR, TODAY, EARLIER = "ours", "today's refinement", "today's, its own distance"
-METHODS = {
-    OUR: matched(),
-    TODAY: asked(baselines.refinement),
-    EARLIER: asked(functools.partial(baselines.refinement, bounded=True), EarlierDistance),
+BASELINES = {
     "CMA-ES from the mean": asked(baselines.cma_from_mean),
     "CMA-ES from the nearest": asked(baselines.cma_from_nearest),
     "DE from the nearest": asked(baselines.differential_evolution),
@@ -134,9 +132,18 @@ METHODS = {
     "CatCMA from the nearest": asked(baselines.catcma),
     "random search": asked(baselines.random_search),
 }
+if not importlib.util.find_spec("cmaes"):
+    del BASELINES["CatCMA from the nearest"]
 ALONE = {f"only {move}": matched(moves=[move]) for move in MOVES}
 LEFT_OUT = {f"without {move}": matched(moves=[other for other in MOVES if other != move]) for move in MOVES}
-METHODS |= ALONE | LEFT_OUT
+METHODS = {
+    OUR: matched(),
+    TODAY: asked(baselines.refinement),
+    EARLIER: asked(functools.partial(baselines.refinement, bounded=True), EarlierDistance),
+    **BASELINES,
+    **ALONE,
+    **LEFT_OUT,
+}
 
 
 def shootout(

@@ -68,8 +68,9 @@ def noticed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread(match: Match, count: int = 6) -> pd.DataFrame:
-    """Distances between the `count` different candidates of a match, each heard as a target of the others."""
+    """Distances between `count` different candidates of a match, each as the target of the others; NaN from itself."""
     sounds = [match.audio(candidate) for candidate in match.different(count)]
     gaps = np.array([Ranking(sound)(np.stack(sounds)) for sound in sounds])
     names = pd.RangeIndex(1, len(sounds) + 1, name="candidate")
+    np.fill_diagonal(gaps, np.nan)
     return pd.DataFrame((gaps + gaps.T) / 2, index=names, columns=names)

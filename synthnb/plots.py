@@ -258,7 +258,8 @@ def race(means: pd.DataFrame, value: str, unit: str, ours: str = "") -> Figure:
         colour = SERIES[index % len(SERIES)]
         ax.plot(line.index, line, style, color=colour, lw=3 if front else 1.5, marker="o", ms=4, label=method)
     ax.set(xscale="log", xlabel=unit, ylabel=value)
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xticks(means.columns, [f"{at:g}" for at in means.columns])
+    ax.set_xticks([], minor=True)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _tidy(ax)
     return fig

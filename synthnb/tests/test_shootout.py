@@ -102,6 +102,7 @@ def test_results_are_kept_while_they_fit(tmp_path, targets, monkeypatch):
     assert noticed(table).shape == (2, 4)
     axes = plots.race(means(table), "distance", "renders").axes[0]
     assert axes.get_xscale() == "log" and len(axes.lines) == 2
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "32", "40"]
 
 
 def test_ours_is_measured_like_the_others(tmp_path, targets):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from synthnb.search.moves import MOVES, library, noise, tune, varied
 from synthnb.search.play import Player
 from synthnb.search.state import Recording, State
 from synthnb.sound import SAMPLE_RATE, check_sound
+from synthnb.synths import SynthError
 
 FIRST = 8  # candidates to begin with
 FIRST_EDITS = 32  # renders before moves compete; until then the flow edits
@@ -37,6 +39,8 @@ STUCK = 50  # moves without a new patch end a search: there is nothing left
 #: Peaks. The floor of spectrograms (power 1e-10) begins to hide the quiet cells of a sound that peaks under -40 dBFS,
 #: up to 2.5 dB on average at -50 and 11 at -60, so such a sound is raised to -6.
 QUIET, NORMAL = 0.01, 0.5
+#: What a file raises that is no match, wherever that is noticed.
+DAMAGED = (EOFError, LookupError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class MatchError(ValueError):
@@ -143,24 +147,26 @@ class Matcher:
         """Search further, for so many more seconds or renders; see `match`, also for an interrupt. Returns `match`."""
         moves = list(moves)
         unknown = [name for name in moves if name not in MOVES]
-        if match.seed < 0 or seconds < 0 or unknown or (renders is not None and renders < 0):
+        least = 0 if len(match.state.population) else 1
+        if match.seed < 0 or seconds < 0 or unknown or (renders is not None and renders < least):
             raise ValueError(
                 f"seed is {match.seed}, seconds {seconds}, renders {renders}, moves {unknown or 'known'}; "
-                f"give 0 or more, and moves among {', '.join(MOVES)}"
+                f"give 0 or more, at first 1 render or more, and moves among {', '.join(MOVES)}"
             )
         state, population, start = match.state, match.state.population, time.perf_counter()
         before, played = match.seconds, state.renders
         rng = np.random.default_rng([match.seed, played])
 
         def left() -> int:
-            """How many renders may follow at once."""
+            """How many vectors may be played at once."""
             if renders is not None:
-                return max(0, renders - (state.renders - played))
+                return max(0, renders - (state.renders - played)) // len(state.recordings)
             return 0 if time.perf_counter() - start >= seconds and len(population) else BATCH
 
         def use(move: Callable, origin: str, count: int) -> float | None:
             """Play what a move proposes. Returns its points; None if that was nothing new."""
-            vectors = population.new(move(state, min(count, left()), rng)[: left()])
+            room = min(count, left())
+            vectors = population.new(move(state, room, rng)[: left()]) if room else state.nothing
             if not len(vectors):
                 return None
             best = population[0].distance if len(population) else np.inf
@@ -191,7 +197,8 @@ class Matcher:
                 since, done = time.perf_counter(), state.renders
                 points = use(MOVES[name], name, BATCH)
                 idle = idle + 1 if points is None else 0
-                cost = state.renders - done if renders is not None else time.perf_counter() - since
+                spent = time.perf_counter() - since
+                cost = spent if renders is None else state.renders - done or BATCH  # nothing new is not free
                 match.credit.earn(name, points or 0.0, cost)
         except KeyboardInterrupt:
             if not len(population):
@@ -217,8 +224,10 @@ class Matcher:
         if not 0 < strength <= 1 or count < 1:
             raise ValueError(f"strength is {strength} and count {count}; give above 0 up to 1, and 1 or more")
         state, rng = match.state, np.random.default_rng([match.seed, seed])
-        vectors = varied(state, (candidate or match.best).vector, strength, count, rng)
-        return state.rank(vectors, "varied")
+        vectors, played = varied(state, (candidate or match.best).vector, strength, count, rng), state.renders
+        found = state.rank(vectors, "varied")
+        state.renders = played  # which a search goes on from
+        return found
 
     def load(self, path: str | Path) -> Match:
         """A match that `Match.keep` wrote, to look at or to go on with. Raises `MatchError`."""
@@ -228,20 +237,19 @@ class Matcher:
             if about["space"] != self.space.text:
                 raise MatchError(f"{path} was searched with another space than '{self.space.name}' is now")
             state = self.begin(list(kept["recordings"]), about["velocities"], about["guidance"])
-            for vector, distance, origin in zip(
-                kept["vectors"], kept["distances"], about["origins"], strict=True
-            ):
+            vectors = state.population.new(kept["vectors"].astype(np.float32))  # not to be asked about again
+            for vector, distance, origin in zip(vectors, kept["distances"], about["origins"], strict=True):
                 state.population.add(state.candidate(vector, float(distance), origin))
             state.renders, state.looked_up = int(about["renders"]), int(about["looked_up"])
             history = [(float(a), int(b), float(c)) for a, b, c in kept["history"]]
             match = Match(state, int(about["seed"]), history)
             match.best, match.history[-1]
+        except (MatchError, SynthError):
+            raise
         except OSError as error:
             raise MatchError(f"{path} can't be read: {error.strerror or error}") from error
-        except (KeyError, ValueError, TypeError, IndexError, zipfile.BadZipFile) as error:
-            if isinstance(error, MatchError):
-                raise
-            raise MatchError(f"{path} is no match, or damaged: {error}") from error
+        except DAMAGED as error:
+            raise MatchError(f"{path} is no match, or damaged") from error
         return match
 
 

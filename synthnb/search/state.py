@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
@@ -57,8 +58,8 @@ class State:
         self.genes, self.population = Genes(self.space), Population(self.space)
         self.mel = log_mel(torch.from_numpy(self.recordings[0].audio))
         self.nothing = np.empty((0, self.space.width), np.float32)
-        self._mels: dict[int, torch.Tensor] = {}
-        self._tuned: set[int] = set()
+        self._mels: WeakKeyDictionary[Candidate, torch.Tensor] = WeakKeyDictionary()
+        self._tuned: WeakSet[Candidate] = WeakSet()
 
     @property
     def pitch(self):
@@ -67,12 +68,9 @@ class State:
 
     def mel_of(self, candidate: Candidate) -> torch.Tensor:
         """The `log_mel` of a candidate's sound."""
-        key = id(candidate)
-        if key not in self._mels:
-            if len(self._mels) > 256:
-                self._mels.clear()
-            self._mels[key] = log_mel(torch.from_numpy(candidate.audio))
-        return self._mels[key]
+        if candidate not in self._mels:
+            self._mels[candidate] = log_mel(torch.from_numpy(candidate.audio))
+        return self._mels[candidate]
 
     def play(self, vectors: np.ndarray, origin: str) -> list[Candidate]:
         """Play vectors `(n, width)` and rank them: those that joined the population."""
@@ -105,9 +103,9 @@ class State:
 
     def off_key(self, candidate: Candidate) -> int:
         """How many semitones a candidate is too high, the first time it is asked; afterwards 0."""
-        if id(candidate) in self._tuned:
+        if candidate in self._tuned:
             return 0
-        self._tuned.add(id(candidate))
+        self._tuned.add(candidate)
         return round((self.cents(candidate) or 0) / 100)
 
     def transpose(self, vector: np.ndarray, semitones: int) -> np.ndarray | None:
@@ -129,6 +127,7 @@ class State:
 
     def keep_key(self) -> None:
         """Once the best is in tune, what transposes it stays as it is, in all that is mutated or crossed."""
-        best = self.population[0]
-        if self.pitch and self.genes.free.all() and abs(self.cents(best) or 100) < 50:
-            self.genes.hold(self.tuning(best.vector))
+        if self.pitch and self.genes.free.all():
+            cents = self.cents(best := self.population[0])
+            if cents is not None and abs(cents) < 50:
+                self.genes.hold(self.tuning(best.vector))

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from synthnb.data.generate import generate
-from synthnb.space import ParameterSpace
+from synthnb.models.flow import FlowModel, ModelSettings
+from synthnb.search.matcher import Matcher
+from synthnb.space import Note, ParameterSpace
 from synthnb.synths import open_synth
 
 
@@ -34,6 +37,35 @@ def patches(space):
     """200 patches and notes from the prior."""
     rng = np.random.default_rng(0)
     return [space.sample(rng) for _ in range(200)]
+
+
+@pytest.fixture(scope="session")
+def model(short_space):
+    """A model of `short_space` that was never trained and has no library."""
+    torch.manual_seed(0)
+    settings = ModelSettings(sound=32, dim=64, hidden=64, depth=1)
+    model = FlowModel(short_space, settings, torch.full((1, 64, 1), -40.0), torch.full((1, 64, 1), 20.0))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def matcher(model):
+    """Of that model, with one thread."""
+    return Matcher(model, workers=1)
+
+
+@pytest.fixture(scope="session")
+def target(synth, patches):
+    """A bright sound without a pitch that the synth made, `(1, samples)` of half a second."""
+    audio = synth.render(patches[0][0], Note(60, 100, 0.0, 0.4), 0.5)[:1]
+    assert np.abs(audio).max() > 0.01
+    return audio
+
+
+@pytest.fixture(scope="session")
+def tone(space, synth):
+    """Middle C of the initial patch, a sine, like `target`."""
+    return synth.render(space.default_patch, Note(60, 100, 0.0, 0.4), 0.5)[:1]
 
 
 @pytest.fixture(scope="session")

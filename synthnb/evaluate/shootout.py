@@ -31,12 +31,12 @@ from synthnb.evaluate.heard import heard
 from synthnb.evaluate.targets import Target
 from synthnb.metrics import Distance, all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import HeardDistance
 from synthnb.search.match import Match, gain
 from synthnb.search.matcher import Matcher
 from synthnb.search.moves import MOVES
 
-Ranking = TunedDistance  # of all methods, but the one that had another
+Ranking = HeardDistance  # of all methods, but the one that had another
 RENDERS = (10, 32, 100, 300, 1000, 3000, 10_000)
 SECONDS = (1, 3, 10, 30, 60, 120)
 SHARED = ("evaluate/baselines.py", "evaluate/heard.py", "evaluate/shootout.py", "features/*.py", "metrics.py",

@@ -7,7 +7,7 @@ import pytest
 
 from synthnb.search import play
 from synthnb.search.candidate import Press
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import HeardDistance
 from synthnb.search.play import REMEMBERED, Player
 from synthnb.space import SpaceError
 from synthnb.synths.dexed import Dexed
@@ -22,7 +22,7 @@ def vectors(short_space):
 
 @pytest.fixture
 def distance(short_space, vectors):
-    return TunedDistance(Player(short_space, 1).render(vectors[0]))
+    return HeardDistance(Player(short_space, 1).render(vectors[0]))
 
 
 class Moody(Dexed):

@@ -5,7 +5,7 @@
         assert distance(pair.slight[None]) < distance(pair.bad[None]), pair.name
 
 Every target is a sound of the synth; both renders are the same sound with a flaw, by other parameters or by what a
-recording suffers. Which one is worse was written down before any distance was asked, by what is known of hearing:
+recording suffers. Which one is worse was decided by what is known of hearing, not by what a distance says of it:
 mistuning is noticed from about 5 cents on and hurts from 20; half a vibrato is a vibrato, and its phase is nobody's
 concern; 1 or 2 dB of brightness are small, 6 dB are not; what is masked or 60 dB down isn't heard, while a tone that
 goes on where there should be silence is (Moore, "An Introduction to the Psychology of Hearing"; Fastl and Zwicker,
@@ -247,6 +247,7 @@ DX7 = [
         ("the overtone at another ratio", {"op2_fine": 20}),
         "both are bells",
     ),
+    # These six were added when a first table had shown how often MSS is right, for the kinds of flaw it is weak at.
     (
         "organ",
         ("hiss at -50 dB", hiss(-50)),

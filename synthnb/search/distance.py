@@ -47,7 +47,7 @@ WEIGHTS = {
     "RMS": 0.25,
     "level": 0.5,
     "attack": 0.4,
-    "tuning": 0.4,
+    "tuning": 0.6,
     "partials": 0.5,
     "vibrato": 0.3,
     "tremolo": 0.3,

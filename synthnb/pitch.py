@@ -97,9 +97,9 @@ def fits(power: np.ndarray) -> np.ndarray:
     _, frequencies, combs = _combs()
     bins = np.arange(power.shape[1])
     loudness = np.array([np.interp(frequencies, bins, frame) for frame in power**0.25])
-    loudness /= np.linalg.norm(loudness, axis=1, keepdims=True)
+    loudness /= np.maximum(np.linalg.norm(loudness, axis=1, keepdims=True), 1e-20)  # rumble has none here
     loudness = np.average(loudness, axis=0, weights=np.sqrt(power.sum(axis=1)))
-    loudness /= np.linalg.norm(loudness)
+    loudness /= max(np.linalg.norm(loudness), 1e-20)
     loudness -= percentile_filter(loudness, 25, size=len(loudness) // 10)
     return combs @ np.maximum(loudness, 0)
 

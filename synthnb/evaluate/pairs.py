@@ -5,7 +5,7 @@
         assert distance(pair.slight[None]) < distance(pair.bad[None]), pair.name
 
 Every target is a sound of the synth; both renders are the same sound with a flaw, by other parameters or by what a
-recording suffers. Which one is worse was written down before any distance was asked, by what is known of hearing:
+recording suffers. Which one is worse was decided by what is known of hearing, not by what a distance says of it:
 mistuning is noticed from about 5 cents on and hurts from 20; half a vibrato is a vibrato, and its phase is nobody's
 concern; 1 or 2 dB of brightness are small, 6 dB are not; what is masked or 60 dB down isn't heard, while a tone that
 goes on where there should be silence is (Moore, "An Introduction to the Psychology of Hearing"; Fastl and Zwicker,
@@ -21,14 +21,24 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from synthnb.sound import SAMPLE_RATE
+from synthnb.evaluate.flaws import (
+    Flaw,
+    breath,
+    cut,
+    faded,
+    flutter,
+    hiss,
+    late,
+    rescaled,
+    ringing,
+    shelf,
+    whistle,
+    wobble,
+)
 from synthnb.space import Note, ParameterSpace, Patch
 from synthnb.synths import Synth, open_synth
 
 SECONDS = 4.0
-Flaw = (
-    Patch | Callable[[np.ndarray], np.ndarray]
-)  #: other parameters, or what is done to `(channels, samples)`
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,108 +71,6 @@ def table(pairs: Sequence[Pair], distances: dict[str, Callable[[np.ndarray], Cal
         ratios = {name: bad / max(slight, 1e-9) for name, (slight, bad) in values.items()}
         rows.append({"sound": pair.sound, "slight": pair.flaws[0], "bad": pair.flaws[1], **ratios})
     return pd.DataFrame(rows)
-
-
-# --- what is done to a sound ------------------------------------------------------------------------------------------
-
-
-def shelf(decibels: float, hz: float) -> Flaw:
-    """Partials above `hz` louder by so many dB, with a slope an octave wide."""
-
-    def flaw(audio):
-        samples = 2 * audio.shape[1]  # zeros, so that the end doesn't reach the start
-        octaves = np.log2(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE).clip(1) / hz)
-        spectrum = np.fft.rfft(audio, samples) * 10 ** (decibels / 20 * np.clip(octaves + 0.5, 0, 1))
-        changed = np.fft.irfft(spectrum)[:, : audio.shape[1]]
-        return np.where(_smooth(audio**2) > 0, changed, 0)  # the ripple of a filter is no sound of a synth
-
-    return flaw
-
-
-def late(seconds: float) -> Flaw:
-    def flaw(audio):
-        n = round(seconds * SAMPLE_RATE)
-        return np.pad(audio, ((0, 0), (n, 0)))[:, : audio.shape[1]]
-
-    return flaw
-
-
-def faded(seconds: float) -> Flaw:
-    """A softer attack: a linear fade-in."""
-    return lambda audio: audio * np.clip(_time(audio) / seconds, 0, 1)
-
-
-def cut(at: float) -> Flaw:
-    return lambda audio: audio * np.clip((at - _time(audio)) / 0.01, 0, 1)
-
-
-def rescaled(decibels: float) -> Flaw:
-    return lambda audio: audio * 10 ** (decibels / 20)
-
-
-def hiss(decibels: float) -> Flaw:
-    """White noise all along, so many dB from the sound's RMS."""
-
-    def flaw(audio):
-        noise = np.random.default_rng(0).standard_normal(audio.shape)
-        return audio + noise * np.sqrt(np.mean(audio**2)) * 10 ** (decibels / 20)
-
-    return flaw
-
-
-def breath(decibels: float) -> Flaw:
-    """White noise that follows the sound's own level, so many dB from it."""
-
-    def flaw(audio):
-        noise = np.random.default_rng(0).standard_normal(audio.shape)
-        return audio + noise * np.sqrt(_smooth(audio**2)) * 10 ** (decibels / 20)
-
-    return flaw
-
-
-def whistle(decibels: float, hz: float) -> Flaw:
-    """A sine of fixed frequency beside the sound, so many dB from its level."""
-    return lambda audio: (
-        audio + np.sqrt(2 * _smooth(audio**2)) * np.sin(2 * np.pi * hz * _time(audio)) * 10 ** (decibels / 20)
-    )
-
-
-def ringing(decibels: float, hz: float, after: float) -> Flaw:
-    """A tone that stays where the sound has ended, so many dB from its loudest."""
-
-    def flaw(audio):
-        tone = np.sin(2 * np.pi * hz * _time(audio)) + 0.5 * np.sin(4 * np.pi * hz * _time(audio))
-        return audio + tone * np.abs(audio).max() * 10 ** (decibels / 20) * np.clip(
-            (_time(audio) - after) / 0.05, 0, 1
-        )
-
-    return flaw
-
-
-def wobble(decibels: float, hz: float) -> Flaw:
-    """Level that goes up and down by so many dB to either side."""
-    return lambda audio: audio * 10 ** (decibels / 20 * np.sin(2 * np.pi * hz * _time(audio)))
-
-
-def flutter(cents: float, hz: float) -> Flaw:
-    """Pitch that goes up and down by so many cents to either side."""
-
-    def flaw(audio):
-        t = _time(audio)
-        swing = (cents / 1200 * np.log(2)) / (2 * np.pi * hz)
-        shifted = (t + swing * np.sin(2 * np.pi * hz * t)) * SAMPLE_RATE
-        return np.stack([np.interp(shifted, np.arange(len(t)), channel) for channel in audio])
-
-    return flaw
-
-
-def _time(audio: np.ndarray) -> np.ndarray:
-    return np.arange(audio.shape[1]) / SAMPLE_RATE
-
-
-def _smooth(power: np.ndarray) -> np.ndarray:
-    n = SAMPLE_RATE // 20
-    return np.stack([np.convolve(channel, np.ones(n) / n, "same") for channel in power])
 
 
 # --- the DX7 ----------------------------------------------------------------------------------------------------------
@@ -339,6 +247,7 @@ DX7 = [
         ("the overtone at another ratio", {"op2_fine": 20}),
         "both are bells",
     ),
+    # These six were added when a first table had shown how often MSS is right, for the kinds of flaw it is weak at.
     (
         "organ",
         ("hiss at -50 dB", hiss(-50)),
@@ -458,7 +367,7 @@ def surge_pairs() -> list[Pair]:
 
 
 def _pairs(space: ParameterSpace, synth: Synth, sounds: dict, listed: list) -> list[Pair]:
-    def play(sound: str, flaw: Flaw) -> np.ndarray:
+    def play(sound: str, flaw: Patch | Flaw) -> np.ndarray:
         changed, key = sounds[sound]
         own = flaw if isinstance(flaw, dict) else {}
         audio = synth.render(space.default_patch | changed | own, Note(key, 100, 0.0, 2.0), SECONDS)[

@@ -20,7 +20,7 @@ import numpy as np
 
 from synthnb.metrics import MSS_SCALES, SOT_FRAME, Distance, _cosine
 from synthnb.metrics import UNITS as METRIC_UNITS
-from synthnb.pitch import Pitch, find_pitch
+from synthnb.pitch import WINDOW, Pitch, find_pitch
 from synthnb.search import hearing
 from synthnb.sound import SAMPLE_RATE
 
@@ -47,7 +47,7 @@ WEIGHTS = {
     "RMS": 0.25,
     "level": 0.5,
     "attack": 0.4,
-    "tuning": 0.4,
+    "tuning": 0.6,
     "partials": 0.5,
     "vibrato": 0.3,
     "tremolo": 0.3,
@@ -75,17 +75,21 @@ class HeardDistance(Distance):
         energy, magnitude = hearing.energies(clip), self._magnitude(clip)
         bins, frames = magnitude.shape
         self._steps = hearing.erb_steps(bins, self.sample_rate / 2 / (bins - 1))
-        self._level, self._envelope_of_energies = hearing.levels(energy), hearing.envelope(energy)
+        self._level, self._amplitude = hearing.levels(energy), hearing.envelope(energy)
         self._start = hearing.onset(energy)
         self._rise = hearing.rise(energy, self._start)
         self._audible = hearing.audible(energy, frames, SOT_HOP)
         loud = hearing.sounding(energy)
         self._steady = hearing.steady(loud)
-        self._starts = np.linspace(*hearing.span(hearing.sounding(energy, 30.0)), hearing.SPECTRA).astype(int)
-        power, instant = hearing.spectra(clip, self._starts)
-        self._partials = hearing.partials(power, instant)
-        self._near, fit = hearing.pitch(power, instant) if self.pitch else (None, None)
+        # A few spectra do, unless they hear another pitch than all of them.
+        few = np.linspace(*hearing.span(hearing.sounding(energy, 30.0)), hearing.SPECTRA).astype(int)
+        for self._starts in (few, np.arange(0, clip.shape[1], WINDOW // 2)):
+            power, instant = hearing.spectra(clip, self._starts)
+            self._near, fit = hearing.pitch(power, instant) if self.pitch else (None, None)
+            if not self.pitch or (self._near and abs(cents_between(self._near, self.pitch)) < FAR / 2):
+                break
         self._rival = hearing.rival(fit, self._near.cents_from(0) / 100) if self._near else 1.0
+        self._partials = hearing.partials(power, instant)
         self._tremolo = hearing.tremolo(energy, self._steady)
         self._vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
 
@@ -115,7 +119,7 @@ class HeardDistance(Distance):
     def cents(self, render: np.ndarray) -> float | None:
         """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""
         pitch = self.pitch and find_pitch(render)
-        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else None
+        return cents_between(pitch, self.pitch) if pitch else None
 
     def _units(self, clip: np.ndarray) -> Iterator[tuple[str, float]]:
         """Names and units of the terms, none negative, those that tell most for their time first; MSS in its scales."""
@@ -123,33 +127,34 @@ class HeardDistance(Distance):
         gaps = {
             "level": self._level_gap(energy),
             "attack": np.abs(hearing.rise(energy, self._start) - self._rise).mean(),
+            "RMS": 1 - _cosine(self._amplitude, hearing.envelope(energy)),
+            "tremolo": np.abs(hearing.tremolo(energy, self._steady) - self._tremolo).sum(),
         }
-        gaps["RMS"] = 1 - _cosine(self._envelope_of_energies, hearing.envelope(energy))
-        gaps["tremolo"] = np.abs(hearing.tremolo(energy, self._steady) - self._tremolo).sum()
         for name, gap in gaps.items():
-            yield name, gap / UNITS[name]
-        for scale in reversed(range(len(MSS_SCALES))):  # the coarsest is the cheapest...
+            yield name, float(gap) / UNITS[name]
+        for scale in reversed(range(len(MSS_SCALES))):
             yield "MSS", self._mel_gap(scale, clip) / len(MSS_SCALES) / UNITS["MSS"]
         power, instant = hearing.spectra(clip, self._starts)
-        yield "partials", max(0.0, 1 - self._partials @ hearing.partials(power, instant)) / UNITS["partials"]
+        yield (
+            "partials",
+            (1 - _cosine(self._partials, hearing.partials(power, instant))) / UNITS["partials"],
+        )
         if self._near:
             yield "tuning", self._off(*hearing.pitch(power, instant)) / UNITS["tuning"]
         magnitude = self._magnitude(clip)
         moved, in_hertz = hearing.transport(magnitude, self._target_shares, self._steps)
         heard = np.maximum(hearing.audible(energy, len(moved), SOT_HOP), self._audible)
-        yield "spectrum", moved @ heard / max(heard.sum(), 1e-9) / UNITS["spectrum"]
-        yield "SOT", in_hertz.mean() / UNITS["SOT"]
+        yield "spectrum", float(moved @ heard) / max(heard.sum(), 1e-9) / UNITS["spectrum"]
+        yield "SOT", float(in_hertz.mean()) / UNITS["SOT"]
         if self._near:
-            gap = np.abs(
-                hearing.vibrato(magnitude, self._steady, hearing.strongest(power)) - self._vibrato
-            ).sum()
-            yield "vibrato", min(gap, FAR) / UNITS["vibrato"]
+            vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
+            yield "vibrato", min(float(np.abs(vibrato - self._vibrato).sum()), FAR) / UNITS["vibrato"]
 
     def _off(self, near: Pitch | None, fit: np.ndarray) -> float:
         """Cents out of tune, up to `FAR`; or as much of it as another pitch fits nearly as well."""
         if near is None:
             return FAR
-        cents = abs(1200 * math.log2(near.hz / self._near.hz))
+        cents = abs(cents_between(near, self._near))
         rival = hearing.rival(fit, self._near.cents_from(0) / 100) - max(self._rival, CLEAR)
         return min(FAR, max(cents, FAR * rival / (1 - CLEAR)))
 
@@ -159,6 +164,11 @@ class HeardDistance(Distance):
         target, render = np.maximum(self._level, quiet), np.maximum(hearing.levels(energy), quiet)
         heard = np.maximum(target, render) > quiet
         return float(np.abs(target - render).sum() / max(heard.sum(), 1))
+
+
+def cents_between(pitch: Pitch, other: Pitch) -> float:
+    """How much higher `pitch` is."""
+    return 1200 * math.log2(pitch.hz / other.hz)
 
 
 class TunedDistance(Distance):

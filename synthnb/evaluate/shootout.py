@@ -26,7 +26,8 @@ import torch
 from tqdm import tqdm
 
 from synthnb.evaluate import baselines
-from synthnb.evaluate.baselines import EarlierDistance, Search, Task
+from synthnb.evaluate.baselines import Search, Task
+from synthnb.evaluate.earlier import EarlierDistance, refinement
 from synthnb.evaluate.heard import heard
 from synthnb.evaluate.targets import Target
 from synthnb.metrics import Distance, all_metrics
@@ -39,8 +40,9 @@ from synthnb.search.moves import MOVES
 Ranking = HeardDistance  # of all methods, but the one that had another
 RENDERS = (10, 32, 100, 300, 1000, 3000, 10_000)
 SECONDS = (1, 3, 10, 30, 60, 120)
-SHARED = ("evaluate/baselines.py", "evaluate/heard.py", "evaluate/shootout.py", "features/*.py", "metrics.py",
-          "models/**/*.py", "pitch.py", "search/distance.py", "search/hearing.py")  # fmt: skip
+SHARED = ("evaluate/baselines.py", "evaluate/earlier.py", "evaluate/heard.py", "evaluate/shootout.py",
+          "features/*.py", "metrics.py", "models/**/*.py", "pitch.py", "search/distance.py",
+          "search/hearing.py")  # fmt: skip
 OURS = (*SHARED, "search/*.py")  # the code that decides what our searches find
 
 
@@ -138,8 +140,8 @@ ALONE = {f"only {move}": matched(moves=[move]) for move in MOVES}
 LEFT_OUT = {f"without {move}": matched(moves=[other for other in MOVES if other != move]) for move in MOVES}
 METHODS = {
     OUR: matched(),
-    TODAY: asked(baselines.refinement),
-    EARLIER: asked(functools.partial(baselines.refinement, bounded=True), EarlierDistance),
+    TODAY: asked(refinement),
+    EARLIER: asked(functools.partial(refinement, bounded=True), EarlierDistance),
     **BASELINES,
     **ALONE,
     **LEFT_OUT,
@@ -164,13 +166,13 @@ def shootout(
         checkpoint: of the model, as `load_model` takes it.
         targets: sounds by their kind.
         methods: names in `METHODS`.
-        out: where results are kept.
+        out: where results are kept; a search that went farther is one of those that are kept for a smaller budget.
         workers: cores; -1 takes all.
 
     Returns:
         A row for each sound, method and checkpoint: `kind`, `target`, `method`, `unit` of the budget, `at`; of the best
         by then `renders` and `seconds` that it took, `distance`, `MSS`, and `cents`, `tail` and `attack` (see `Heard`).
-        In the row at the end also the other `METRICS`, and `first`, the seconds after which there was any result.
+        In the row at the end of a search also the other `METRICS`, and `first`, seconds until there was any result.
 
     Raises:
         KeyError: a method that isn't known.
@@ -187,12 +189,11 @@ def shootout(
                     "code": code_digest(METHODS[name].code),
                     "sound": sound,
                     "seed": seed,
-                    "budget": list(budget),
                     "cores": 1 if budget.seconds is None else _cores(workers),
                 }
                 path = out / f"{sound}-{re.sub(r'[^a-z]+', '-', name.lower())}-{budget.unit}.json"
                 kept.append((kind, target.name, name, path))
-                if not path.is_file() or json.loads(path.read_text())["key"] != key:
+                if not _holds(path, key, budget):
                     jobs.append((checkpoint, target, name, path, key, budget))
     side_by_side = workers if budget.seconds is None else 1
     pool = joblib.Parallel(side_by_side, return_as="generator_unordered", batch_size=1, max_nbytes=None)
@@ -203,6 +204,7 @@ def shootout(
         {"kind": kind, "target": target, "method": name, "unit": budget.unit, **row}
         for kind, target, name, path in kept
         for row in json.loads(path.read_text())["rows"]
+        if row["at"] <= budget.checkpoints[-1]
     ]
     return pd.DataFrame(rows)
 
@@ -218,6 +220,12 @@ def code_digest(patterns: tuple[str, ...], root: Path = Path(__file__).parents[1
     """What changes with the code in these files; comments and layout do not count."""
     files = [file for pattern in patterns for file in sorted(root.glob(pattern))]
     return _digest("\n".join(ast.dump(ast.parse(file.read_bytes())) for file in files).encode())
+
+
+def _holds(path: Path, key: dict, budget: Budget) -> bool:
+    """Whether a file has this search, as far as that or farther: what it found by then doesn't depend on the end."""
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    return kept.get("key") == key and budget.checkpoints[-1] in Budget(*kept["budget"]).checkpoints
 
 
 def _digest(content: bytes) -> str:
@@ -248,7 +256,9 @@ def _search(
     steps = METHODS[name].run(matcher, target.audio, budget, key["seed"])
     rows = _measured(matcher, target, steps, budget)
     aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps({"key": key, "rows": rows, "vector": steps[-1].vector.tolist()}))
+    aside.write_text(
+        json.dumps({"key": key, "budget": list(budget), "rows": rows, "vector": steps[-1].vector.tolist()})
+    )
     aside.replace(path)
 
 

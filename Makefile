@@ -27,7 +27,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-release test-slow test-faults test-fuzz lab data train evaluate match surge
+.PHONY: help setup demo test test-release test-slow test-faults test-fuzz lab data train evaluate search match surge
 .PHONY: lint format lock wheel clean
 
 help: ## show this list
@@ -98,6 +98,9 @@ train: setup ## train the model (notebook 02; PARAMS=params/train/NAME.yaml for 
 
 evaluate: setup ## measure a model against its baselines (notebook 03; PARAMS=params/evaluate/NAME.yaml)
 	$(call papermill,03_evaluate,evaluate)
+
+search: setup ## compare searches at equal renders and seconds (notebook 09; PARAMS=params/search/NAME.yaml)
+	$(call papermill,09_search,search)
 
 match: setup ## match your own recording: make match SOUND=my.wav OUT=outputs/my
 	@test -n "$(SOUND)" || { echo "Say which recording: make match SOUND=my.wav" >&2; exit 1; }

@@ -23,6 +23,7 @@ LOWEST, HIGHEST = 21, 108  #: MIDI keys, those of a piano
 UNPITCHED = 0.18  #: confidence below which a sound has no pitch; cymbals and snares have up to 0.17, notes from 0.2 on
 WINDOW, HOP = 8192, 4096  # samples: five periods of the lowest key
 TOOTH = 0.12  # half a tooth's width, in fundamentals
+STEPS = 8  # candidates a semitone
 PRIMES = (1, 2, 3, 5, 7, 11, 13, 17, 19, 23)
 PARTIALS = 5  # that tune the pitch
 
@@ -69,23 +70,38 @@ def find_pitch(audio: np.ndarray) -> Pitch | None:
     if not energy.any():
         return None
     heard = energy > 1e-4 * energy.max()
-    power, energy = power[heard], energy[heard]
+    # Each bin's instantaneous frequency, in bins (Auger and Flandrin 1995).
+    turn = (derivative.imag * spectrum.real - derivative.real * spectrum.imag).sum(axis=0)[heard]
+    power = power[heard]
+    instant = np.arange(power.shape[1]) - turn / np.maximum(power, 1e-20) * WINDOW / (2 * np.pi)
+    return pitch_of(power, instant)
 
-    candidates, frequencies, combs = _combs()
+
+def pitch_of(power: np.ndarray, instant: np.ndarray, fit: np.ndarray | None = None) -> Pitch | None:
+    """The pitch of spectra with windows of `WINDOW` samples; None if there is none.
+
+    Args:
+        power: `(frames, bins)`, from bin 0 to 12 kHz at least, no frame silent.
+        instant: each bin's instantaneous frequency, in bins.
+        fit: `fits(power)`, if it is there already.
+    """
+    fit = fits(power) if fit is None else fit
+    if fit.max() < UNPITCHED:
+        return None
+    fundamental = _tune(power, instant, _combs()[0][fit.argmax()])
+    return Pitch(float(fundamental * SAMPLE_RATE / WINDOW), float(fit.max()))
+
+
+def fits(power: np.ndarray) -> np.ndarray:
+    """How well spectra fit each pitch, `STEPS` a semitone from key `LOWEST` - 0.5 on: at most 1; `power` as above."""
+    _, frequencies, combs = _combs()
     bins = np.arange(power.shape[1])
     loudness = np.array([np.interp(frequencies, bins, frame) for frame in power**0.25])
     loudness /= np.linalg.norm(loudness, axis=1, keepdims=True)
-    loudness = np.average(loudness, axis=0, weights=np.sqrt(energy))
+    loudness = np.average(loudness, axis=0, weights=np.sqrt(power.sum(axis=1)))
     loudness /= np.linalg.norm(loudness)
     loudness -= percentile_filter(loudness, 25, size=len(loudness) // 10)
-    fit = combs @ np.maximum(loudness, 0)
-    if fit.max() < UNPITCHED:
-        return None
-    # Each bin's instantaneous frequency, in bins (Auger and Flandrin 1995).
-    turn = (derivative.imag * spectrum.real - derivative.real * spectrum.imag).sum(axis=0)[heard]
-    instant = bins - turn / np.maximum(power, 1e-20) * WINDOW / (2 * np.pi)
-    fundamental = _tune(power, instant, candidates[fit.argmax()])
-    return Pitch(float(fundamental * SAMPLE_RATE / WINDOW), float(fit.max()))
+    return combs @ np.maximum(loudness, 0)
 
 
 def _tune(power: np.ndarray, instant: np.ndarray, fundamental: float) -> float:
@@ -114,8 +130,8 @@ def _windows() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _combs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Candidates (8 a semitone) and frequencies (20 an ERB), both in bins; combs `(candidates, frequencies)`."""
-    keys = np.arange(LOWEST - 0.5, HIGHEST + 0.5, 1 / 8)
+    """Candidates (`STEPS` a semitone) and frequencies (20 an ERB), both in bins; combs `(candidates, frequencies)`."""
+    keys = np.arange(LOWEST - 0.5, HIGHEST + 0.5, 1 / STEPS)
     candidates = 440 * 2 ** ((keys - 69) / 12)
     low, high = 21.4 * np.log10(1 + np.array([20, 12_000]) / 229)
     frequencies = 229 * (10 ** (np.arange(low, high, 0.05) / 21.4) - 1)

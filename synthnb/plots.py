@@ -243,6 +243,28 @@ def versus(results: Mapping[str, pd.DataFrame], across: str, up: str, metric: st
     return fig
 
 
+@_plain
+def race(means: pd.DataFrame, value: str, unit: str, ours: str = "") -> Figure:
+    """How methods come closer: a line for each row of `standings.means`, over renders or seconds (its columns).
+
+    Args:
+        value, unit: what is on the axes.
+        ours: the row that is drawn in front.
+    """
+    fig, grid = _figure(8.0, 3.8)
+    ax = grid.subplots()
+    for index, (method, line) in enumerate(means.iterrows()):
+        style, front = "-" if index < len(SERIES) else "--", method == ours
+        colour = SERIES[index % len(SERIES)]
+        ax.plot(line.index, line, style, color=colour, lw=3 if front else 1.5, marker="o", ms=4, label=method)
+    ax.set(xscale="log", xlabel=unit, ylabel=value)
+    ax.set_xticks(means.columns, [f"{at:g}" for at in means.columns])
+    ax.set_xticks([], minor=True)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _tidy(ax)
+    return fig
+
+
 def _figure(width: float, height: float, title: str = "") -> tuple[Figure, Figure]:
     """A figure and what to draw on: pyplot made it (so that notebooks show it) and has forgotten it again."""
     fig = plt.figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")

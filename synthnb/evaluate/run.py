@@ -1,7 +1,7 @@
 """Measure a model against its baselines: same targets, same ranking, same number of renders, in one run.
 
 Every target is matched by every system of `SYSTEMS`; what a system keeps is its candidate with the smallest
-`TunedDistance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so
+`HeardDistance`, and all four metrics are taken of that. Results are written per target, with what they depend on, so
 that an interrupted evaluation goes on where it stopped and one with another model, search or settings starts afresh.
 """
 
@@ -28,7 +28,7 @@ from synthnb.features import coarse, log_mel
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
 from synthnb.search.candidate import Candidate
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import HeardDistance
 from synthnb.search.match import Match, gain
 from synthnb.search.matcher import Matcher
 from synthnb.search.moves import FLOW, FROM_NOISE, MOVES
@@ -179,7 +179,7 @@ def _match_by_all(matcher, retrieval, target, seed, budget, guidance) -> list[di
     """The rows of all systems; of the refined one only if the budget allows any."""
     space, player = matcher.space, matcher.player
     audio = matcher.prepare_target(target.audio)
-    distance, mel = TunedDistance(audio), log_mel(torch.from_numpy(audio))
+    distance, mel = HeardDistance(audio), log_mel(torch.from_numpy(audio))
     raised = np.abs(audio).max() > np.abs(target.audio).max()
     rng = np.random.default_rng(seed)
     flow_seed = int(rng.integers(2**31))

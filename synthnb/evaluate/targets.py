@@ -1,4 +1,4 @@
-"""Sounds to match, of three kinds: held-out clips of a dataset, presets that people made, recordings."""
+"""Sounds to match, of three kinds: clips that no model was trained on, presets that people made, recordings."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from synthnb.data.draw import sample_clips
 from synthnb.data.shards import open_split, read_space
 from synthnb.sound import prepare, read_sound
-from synthnb.space import ParameterSpace
+from synthnb.space import LOUDNESS_FLOOR, ParameterSpace
 from synthnb.synths import open_synth
 
 
@@ -62,3 +63,10 @@ def recorded(paths: Sequence[str | Path], space: ParameterSpace) -> list[Target]
     return [
         Target(Path(path).stem, prepare(read_sound(path), space.seconds), recorded=True) for path in paths
     ]
+
+
+def unseen_clips(space: ParameterSpace, count: int, seed: int) -> list[Target]:
+    """`count` audible clips drawn from the prior with a seed that no training set had."""
+    synth = open_synth(space)
+    clips = sample_clips(space, synth, seed, range(count), LOUDNESS_FLOOR)
+    return [Target(f"clip {clip.index}", clip.audio) for clip in sorted(clips, key=lambda clip: clip.index)]

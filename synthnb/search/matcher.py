@@ -22,7 +22,7 @@ import numpy as np
 from synthnb.models.flow import FlowModel
 from synthnb.search.candidate import Candidate, Press
 from synthnb.search.credit import Credit
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import HeardDistance
 from synthnb.search.match import Match
 from synthnb.search.moves import MOVES, library, noise, tune, varied
 from synthnb.search.play import Player
@@ -124,7 +124,7 @@ class Matcher:
         recordings: list[Recording] = []
         for sound, velocity in zip(sounds, velocities or [None] * len(sounds)):
             target = self.prepare_target(sound)
-            distance = TunedDistance(target)
+            distance = HeardDistance(target)
             first = recordings[0] if recordings else None
             pitch = (first.distance if first else distance).pitch
             press = Press(pitch and pitch.key, velocity=velocity)

@@ -11,7 +11,7 @@ import torch
 from synthnb.features import log_mel
 from synthnb.models.flow import FlowModel
 from synthnb.search.candidate import Candidate, Press
-from synthnb.search.distance import TunedDistance
+from synthnb.search.distance import HeardDistance
 from synthnb.search.genes import Genes
 from synthnb.search.play import Player
 from synthnb.search.population import Population
@@ -29,7 +29,7 @@ class Recording:
     """
 
     audio: np.ndarray
-    distance: TunedDistance
+    distance: HeardDistance
     press: Press
 
 

@@ -24,6 +24,7 @@ import pandas as pd
 
 from synthnb.space.faults import space_faults
 from synthnb.space.parameter import NOTE_FIELDS, Note, Parameter, Patch, SpaceError
+from synthnb.space.tables import Tables
 from synthnb.space.text import KEYS, OPTIONAL, from_row, from_yaml, to_row, to_yaml
 
 SPACES = Path(__file__).parent
@@ -139,6 +140,10 @@ class ParameterSpace:
     def _by_name(self) -> dict[str, Parameter]:
         return {p.name: p for p in self}
 
+    @functools.cached_property
+    def _tables(self) -> Tables:
+        return Tables(self)
+
     @property
     def default_patch(self) -> Patch:
         """The synth's initial patch."""
@@ -174,12 +179,9 @@ class ParameterSpace:
         self._check_names(patch)
         vector = np.zeros(self.width, dtype=np.float32)
         values = {**patch, **note._asdict()}
-        for p in self:
-            value, at = values[p.name], self.columns[p.name].start
-            if p.kind == "categorical":
-                vector[at + int(p.to_unit(value))] = 1.0
-            else:
-                vector[at] = p.to_unit(value)
+        if not self._tables.encode(values, vector):
+            for p in self:
+                p.to_unit(values[p.name])  # raises at the first that is wrong
         return vector
 
     def decode(self, vector: np.ndarray) -> tuple[Patch, Note]:
@@ -191,27 +193,16 @@ class ParameterSpace:
             )
         if not np.isfinite(vector).all():
             raise SpaceError("the vector holds NaN or infinite numbers")
-        values = {}
-        for p in self:
-            block = vector[self.columns[p.name]]
-            values[p.name] = p.from_unit(block.argmax() if p.kind == "categorical" else block[0])
-        return {p.name: values[p.name] for p in self.parameters}, self.note(values)
+        patch = self._tables.decode(vector)
+        return patch, self.note({name: patch.pop(name) for name in NOTE_FIELDS})
 
     def to_quantiles(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors `(..., width)` to quantile coordinates of the same shape; one-hot blocks stay as they are."""
-        return self._map_scalars(vectors, Parameter.to_quantile)
+        return self._tables.to_quantiles(vectors)
 
     def from_quantiles(self, quantiles: np.ndarray) -> np.ndarray:
         """The inverse of `to_quantiles`; values outside [0, 1] are clipped."""
-        return self._map_scalars(quantiles, Parameter.from_quantile)
-
-    def _map_scalars(self, array: np.ndarray, function) -> np.ndarray:
-        out = np.array(array, dtype=np.float32)
-        for p in self:
-            if p.kind != "categorical":
-                at = self.columns[p.name].start
-                out[..., at] = function(p, np.asarray(array[..., at], dtype=np.float64))
-        return out
+        return self._tables.from_quantiles(quantiles)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of quantile coordinates under the prior, each float32 `(width,)`."""

@@ -25,7 +25,7 @@ PARAMS = sorted(p for p in (ROOT / "params").rglob("*") if p.suffix in (".yaml",
 #: The notebooks that a reader is promised.
 PROMISED = [
     "00_tour", "01_generate_data", "02_train", "03_evaluate", "04_match_a_sound", "06_bring_your_own_vst3",
-    "08_benchmarks",
+    "08_benchmarks", "09_search",
 ]  # fmt: skip
 
 #: Which notebook the files of a folder of params/ are for.
@@ -37,6 +37,7 @@ NOTEBOOK_OF = {
     "match": "04_match_a_sound",
     "bring": "06_bring_your_own_vst3",
     "benchmarks": "08_benchmarks",
+    "search": "09_search",
 }
 
 #: A path that means something on one machine only, but no relative path (`docs/home/`) and no web address.

@@ -70,23 +70,29 @@ WORKERS = option("--workers", type=at_least(1), default=-1, help="how many rende
     option("--out", type=Path, help="folder for preset, sounds, picture and numbers (outputs/SOUND)"),
     option("--model", default="dexed", help="checkpoint: a name, or the path of a .safetensors file (dexed)"),
     option("--seconds", type=at_least(0.0), default=30.0, help="time for the search (30)"),
+    option("--more", type=Path, nargs="+", default=[], metavar="SOUND", help="other notes of the same sound"),
+    option(
+        "--continue", dest="go_on", action="store_true", help="go on with the match that is kept in --out"
+    ),
     SEED,
     option("--name", help="of the preset (the sound's file name)"),
     WORKERS,
 )
-def match(sound, out, model, seconds, seed, name, workers) -> None:
+def match(sound, out, model, seconds, more, go_on, seed, name, workers) -> None:
     from synthnb import plots
     from synthnb.metrics import METRICS
     from synthnb.models.checkpoint import load_model
-    from synthnb.search.match import Match, output_paths
-    from synthnb.search.matcher import Matcher
+    from synthnb.search.files import output_paths
+    from synthnb.search.match import Match
+    from synthnb.search.matcher import Matcher, MatchError
     from synthnb.sound import prepare, read_sound
 
-    audio = read_sound(sound)
+    audio = [read_sound(path) for path in (sound, *more)]
     matcher = Matcher(load_model(model), workers)
     out, name = out or Path("outputs", sound.stem), name or sound.stem
-    paths = output_paths(out, name, matcher.synth, sound)  # what can't be written is said before the search
-    shown = 0.0
+    for path in (*more, sound):  # what can't be written is said before the search
+        paths = output_paths(out, name, matcher.synth, path)
+    targets, shown = [prepare(each, matcher.space.seconds) for each in audio], 0.0
 
     def show(found: Match) -> None:
         nonlocal shown
@@ -96,8 +102,14 @@ def match(sound, out, model, seconds, seed, name, workers) -> None:
             line = f"{passed:5.1f} s  {renders:6,} renders  distance {distance:.4f}"
             print(f"\r{line}  (Ctrl-C keeps the best so far)", end="", file=sys.stderr, flush=True)
 
-    target = prepare(audio, matcher.space.seconds)
-    found = matcher.match(target, seconds, seed=seed, progress=show)
+    if go_on:
+        found = matcher.load(paths["search"])
+        kept = [recording.audio.tobytes() for recording in found.state.recordings]
+        if kept != [matcher.prepare_target(target).tobytes() for target in targets]:
+            raise MatchError(f"{paths['search']} is of another sound; leave out --continue to begin anew")
+        matcher.go_on(found, seconds, progress=show)
+    else:
+        found = matcher.match(targets, seconds, seed=seed, progress=show)
     print(file=sys.stderr)
     found.save(out, name, recording=sound)
     plots.compare(found.target, found.audio(), name).savefig(paths["picture"])

@@ -27,7 +27,6 @@ def checkpoint(tmp_path_factory, short_space):
 @pytest.fixture
 def app(checkpoint):
     app = MatchApp(checkpoint, workers=1)
-    app.candidates.value = 4
     yield app
     app.stop.click()
     app.wait(600)

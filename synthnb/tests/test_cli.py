@@ -16,7 +16,7 @@ from synthnb import __version__
 from synthnb.cli import UPDATE, main
 from synthnb.models.checkpoint import save_model
 from synthnb.models.flow import FlowModel, ModelSettings
-from synthnb.space import ParameterSpace
+from synthnb.space import Note, ParameterSpace
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-FAST = ["--candidates", 4, "--seconds", 0.2, "--workers", 1]
+FAST = ["--seconds", 0.2, "--workers", 1]
 
 
 def quick(checkpoint, out) -> list:
@@ -67,7 +67,7 @@ def test_match_writes_its_files_and_says_how_close_it_came(capsys, tmp_path, sou
     out = tmp_path / "new" / "out"
     text = run(capsys, "match", sound, *quick(checkpoint, out))
     files = sorted(path.name for path in out.iterdir())
-    assert files == ["match.json", "match.png", "match.wav", "target.wav", "two_words.syx"]
+    assert files == ["match.json", "match.npz", "match.png", "match.wav", "target.wav", "two_words.syx"]
     report = json.loads((out / "match.json").read_text())
     assert synth.load_bank(out / "two_words.syx")[0] == ("two words", report["patch"])
     assert all(str(out / name) in text for name in files)
@@ -85,7 +85,7 @@ def test_match_finds_a_folder_for_a_sound_of_any_name(capsys, monkeypatch, tmp_p
     shutil.copy(sound, "kick_$100_$200.wav")  # a formula to matplotlib
     text = run(capsys, "match", "kick_$100_$200.wav", "--model", checkpoint, *FAST)
     assert "How close" in text
-    assert len(list(Path("outputs", "kick_$100_$200").iterdir())) == 5
+    assert len(list(Path("outputs", "kick_$100_$200").iterdir())) == 6
 
 
 def test_match_never_overwrites_the_recording(capsys, tmp_path, sound, checkpoint):
@@ -103,6 +103,40 @@ def test_match_takes_a_name_and_repeats_with_its_seed(capsys, tmp_path, sound, c
         run(capsys, "match", sound, *quick(checkpoint, tmp_path / folder), *arguments)
         first.append((tmp_path / folder / "Bell.syx").read_bytes())
     assert first[0] == first[1] != first[2]
+
+
+def test_match_goes_on_with_what_is_kept(capsys, tmp_path, sound, checkpoint):
+    out, go_on = tmp_path / "out", ["--continue", "--seconds", 1]
+    assert "match.npz can't be read: No such file" in refused(
+        capsys, "match", sound, *quick(checkpoint, out), *go_on
+    )
+    run(capsys, "match", sound, *quick(checkpoint, out))
+    first = json.loads((out / "match.json").read_text())
+    run(capsys, "match", sound, *quick(checkpoint, out), *go_on)
+    then = json.loads((out / "match.json").read_text())
+    assert then["renders"] > first["renders"] and then["seconds"] >= first["seconds"] + 1
+    assert then["distance"] <= first["distance"] and then["first"] == first["first"]
+    soundfile.write(other := tmp_path / "other.wav", soundfile.read(sound)[0][::2], 44_100)
+    for sounds in ([other], [sound, "--more", other]):
+        said = refused(capsys, "match", *sounds, *quick(checkpoint, out), *go_on)
+        assert "match.npz is of another sound; leave out --continue" in said
+    (out / "match.npz").write_bytes(b"no match")
+    assert "no match, or damaged" in refused(capsys, "match", sound, *quick(checkpoint, out), *go_on)
+
+
+def test_match_takes_more_notes_of_the_same_sound(capsys, tmp_path, sound, checkpoint, space, synth):
+    notes = [tmp_path / f"{pitch}.wav" for pitch in (60, 67)]
+    for path in notes:
+        audio = synth.render(space.default_patch, Note(int(path.stem), 100, 0.0, 0.4), 0.5)
+        soundfile.write(path, audio[0], 44_100)
+    run(capsys, "match", sound, *quick(checkpoint, tmp_path / "out"), "--more", *notes)
+    with np.load(tmp_path / "out" / "match.npz") as file:
+        assert file["recordings"].shape == (3, 1, 22_050)
+    copied = Path(shutil.copy(notes[0], tmp_path / "target.wav"))
+    said = refused(capsys, "match", sound, *quick(checkpoint, tmp_path), "--more", copied)
+    assert "target.wav" in said and "not its own" in said
+    missing = ["--more", tmp_path / "none.wav"]
+    assert "none.wav" in refused(capsys, "match", sound, *quick(checkpoint, tmp_path / "out"), *missing)
 
 
 def test_match_shows_its_progress_on_one_line_of_a_terminal(capsys, monkeypatch, tmp_path, sound, checkpoint):
@@ -144,7 +178,6 @@ def test_match_refuses_what_it_cannot_use(capsys, tmp_path, sound, checkpoint):
 @pytest.mark.parametrize(
     "wrong",
     [
-        "match x.wav --candidates 0",
         "match x.wav --seconds -1",
         "match x.wav --seconds nan",
         "match x.wav --speed 9",
@@ -177,7 +210,7 @@ def test_an_interrupt_before_there_is_a_result_is_one_line(capsys, monkeypatch, 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("synthnb.search.matcher.Matcher.propose", interrupted)
+    monkeypatch.setattr("synthnb.search.play.Player.score", interrupted)
     assert main([str(a) for a in ["match", sound, *quick(checkpoint, tmp_path)]]) == 130
     assert capsys.readouterr().err.strip() == "synthnb: interrupted"
 

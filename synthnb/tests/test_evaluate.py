@@ -7,7 +7,7 @@ import torch
 
 from synthnb.evaluate import run as evaluation
 from synthnb.evaluate.report import FLOOR, compare, noise_floor, summary
-from synthnb.evaluate.run import REFINED, SYSTEMS, code_digest, evaluate
+from synthnb.evaluate.run import LONGEST, SYSTEMS, code_digest, evaluate
 from synthnb.evaluate.targets import held_out_clips, presets, recorded
 from synthnb.metrics import METRICS
 from synthnb.models.checkpoint import load_model, save_model
@@ -35,12 +35,11 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     first, second, out = checkpoint(0), checkpoint(1), tmp_path / "out" / "clips"
 
     def run(model):
-        return evaluate(model, short_dataset, targets, out, renders=32, refined=1, workers=1, steps=2)
+        return evaluate(model, short_dataset, targets, out, renders=24, searched=1, workers=1)
 
     table = run(first)
-    assert (
-        table["target"].value_counts() == [len(SYSTEMS), len(SYSTEMS) - 1]
-    ).all()  # one of the two was refined
+    counts = table["target"].value_counts()
+    assert (counts == [len(SYSTEMS), len(SYSTEMS) - 1]).all()  # one of the two was searched for longer
     assert np.isfinite(table[list(METRICS)]).all(axis=None)
     distance = table.pivot(index="target", columns="system", values="distance")
     assert (distance["best of 32 neighbours"] <= distance["nearest neighbour"]).all()
@@ -50,11 +49,13 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     rows = summary(table, floor)
     assert list(rows.index) == [*SYSTEMS, FLOOR] and rows.loc[FLOOR, "n"] == 3
     assert rows.loc[FLOOR, "MSS"] == "0.00 [0.00, 0.00]"  # the DX7 repeats
-    mean, low, high = compare(table, "flow, best of 32", "best of 32 random")
+    mean, low, high = compare(table, "search, 32", "best of 32 random")
     assert low <= mean <= high
 
-    refined = table[table["system"] == REFINED].iloc[0]
-    assert 10 + 16 < refined["renders"] <= 10 + 4 + 32  # proposed, moved into key, refined
+    renders = table.groupby("system")["renders"].unique()
+    assert list(renders[LONGEST]) == [24]
+    assert all(10 <= n <= 24 for n in [*renders["search, 32"], *renders["search without the flow, 32"]])
+    assert (distance[LONGEST] <= distance["search, 32"]).sum() == 1
 
     written = {path: path.stat().st_mtime_ns for path in out.glob("*.json")}
     assert run(first).equals(table)
@@ -63,11 +64,9 @@ def test_every_system_is_measured_and_results_are_kept_only_while_they_fit(
     again = run(first)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.json")}.items().isdisjoint(written.items())
     timed = ["seconds"]
-    assert again.drop(columns=timed).equals(
-        table.drop(columns=timed)
-    )  # renders, not the clock, end a refinement
+    assert again.drop(columns=timed).equals(table.drop(columns=timed))  # renders, not the clock, end a search
     other = run(second)
-    ours = table["system"].str.contains("flow|edits")  # without a library, random edits go on from the flow's
+    ours = table["system"].str.contains("flow|search")  # without a library, all begin with the flow's
     assert not np.allclose(other.loc[ours, "MSS"], table.loc[ours, "MSS"])
     assert np.allclose(
         other.loc[~ours, "MSS"], table.loc[~ours, "MSS"]

@@ -455,7 +455,7 @@ def test_the_checkpoint_that_comes_along_finds_a_preset(human, tmp_path):
     assert model.space.text == human.space.text
     patch = human.space.default_patch | {"a_filter_1_type": "LP 12 dB", "a_filter_1_cutoff": -10.0}
     target = human.render(patch, Note(55, 100, 0.0, 2.0), 4.0)
-    match = Matcher(model, workers=1).match(target, candidates=12, seconds=3.0)
+    match = Matcher(model, workers=1).match(target, seconds=5.0)
     default = human.render(human.space.default_patch, Note(60, 100, 0.0, 3.0), 4.0)
     assert match.metrics()["MSS"] < all_metrics(target, default)["MSS"]
     preset = match.save(tmp_path, "found")["preset"]

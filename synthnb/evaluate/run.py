@@ -27,9 +27,8 @@ from synthnb.evaluate.targets import Target
 from synthnb.features import coarse, log_mel
 from synthnb.metrics import all_metrics
 from synthnb.models.checkpoint import checkpoint_path, load_model
-from synthnb.search.candidate import Candidate
 from synthnb.search.distance import HeardDistance
-from synthnb.search.match import Match, gain
+from synthnb.search.match import gain
 from synthnb.search.matcher import Matcher
 from synthnb.search.moves import FLOW, FROM_NOISE, MOVES
 
@@ -176,7 +175,7 @@ def _evaluate_one(checkpoint, folder, out, index, target, key, budget, guidance,
 
 
 def _match_by_all(matcher, retrieval, target, seed, budget, guidance) -> list[dict]:
-    """The rows of all systems; of the refined one only if the budget allows any."""
+    """The rows of all systems; of the longest only if the budget allows more than the others have."""
     space, player = matcher.space, matcher.player
     audio = matcher.prepare_target(target.audio)
     distance, mel = HeardDistance(audio), log_mel(torch.from_numpy(audio))
@@ -219,19 +218,13 @@ def _match_by_all(matcher, retrieval, target, seed, budget, guidance) -> list[di
         if system in firsts:
             keep_best(firsts[system], vectors[:1], values[:1], None)
     without = [name for name in MOVES if name not in FLOW]
-    steps: list[tuple[Candidate, float, int]] = []  # of a match: the best so far, seconds, renders
-
-    def look(found: Match) -> None:
-        seconds, renders, _ = found.history[-1]
-        steps.append((found.best, seconds, renders))
-
-    matcher.match(target.audio, renders=CANDIDATES, seed=flow_seed, moves=without, progress=look)
-    reached = {"search without the flow, 32": steps[-1]}
-    steps.clear()
-    matcher.match(target.audio, seed=flow_seed, guidance=guidance, progress=look, **budget)
-    reached["search, 32"] = next(step for step in steps if step[2] >= CANDIDATES)
+    begin = {"renders": CANDIDATES, "seed": flow_seed, "guidance": guidance}
+    for system, moves in {"search without the flow, 32": without, "search, 32": MOVES}.items():
+        found = matcher.match(target.audio, moves=moves, **begin)
+        keep(system, found.best.audio, found.best.distance, found.state.renders, found.seconds)
     if budget != {"renders": CANDIDATES}:
-        reached[LONGEST] = steps[-1]
-    for system, (best, seconds, renders) in reached.items():
-        keep(system, best.audio, best.distance, renders, seconds)
+        spent = {"seconds": found.seconds, "renders": CANDIDATES}
+        found.credit = None  # which may have been in the other unit
+        matcher.go_on(found, **{unit: max(0, most - spent[unit]) for unit, most in budget.items()})
+        keep(LONGEST, found.best.audio, found.best.distance, found.state.renders, found.seconds)
     return rows

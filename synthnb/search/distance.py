@@ -12,25 +12,22 @@ its own, and `evaluate.pairs` says whether they agree with a listener.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from synthnb.metrics import MSS_SCALES, SOT_FRAME, Distance, _cosine
+from synthnb.metrics import MSS_SCALES, Distance, _cosine, _decibels
 from synthnb.metrics import UNITS as METRIC_UNITS
 from synthnb.pitch import WINDOW, Pitch, find_pitch
 from synthnb.search import hearing
-from synthnb.sound import SAMPLE_RATE
 
 #: One unit of each term, a mistake of about the same size (measured in tests/test_distance.py). Of a sawtooth, an
 #: octave up: MSS, spectrum. Steady instead of decaying: RMS, level. 100 ms of fade-in: attack. 50 cents sharp: tuning
 #: and partials. No vibrato of 30 cents, no tremolo of 3 dB, to either side, at 5 Hz: vibrato and tremolo.
 UNITS = {
     "MSS": METRIC_UNITS["MSS"],
-    "SOT": METRIC_UNITS["SOT"],
-    "spectrum": 0.12,
+    "spectrum": 0.089,
     "RMS": METRIC_UNITS["RMS"],
     "level": 10.0,
     "attack": 8.0,
@@ -42,7 +39,6 @@ UNITS = {
 
 WEIGHTS = {
     "MSS": 1.0,
-    "SOT": 0.03,
     "spectrum": 0.3,
     "RMS": 0.25,
     "level": 0.5,
@@ -52,8 +48,11 @@ WEIGHTS = {
     "vibrato": 0.3,
     "tremolo": 0.3,
 }
-SOT_HOP = int(SOT_FRAME[1] * SAMPLE_RATE)
-STEEP = 6  # how often what is over the bound of MSS counts, beside the once that all of it counts
+SCALES = (
+    2,
+    1,
+)  #: of `MSS_SCALES`, that rank: without the finest, MSS of random patches correlates by .996 with itself
+BANDS = 2  #: the scale whose bands `spectrum` compares
 CLEAR = 0.9  # a pitch that fits less than that of the target's doesn't disturb it
 FAR = 100.0  #: cents: a tone this far from its target is as wrong as any, and so is one without pitch
 
@@ -73,12 +72,11 @@ class HeardDistance(Distance):
         self.pitch = find_pitch(target)
         (clip,) = self._clips(np.asarray(target)[None])
         energy, magnitude = hearing.energies(clip), self._magnitude(clip)
-        bins, frames = magnitude.shape
-        self._steps = hearing.erb_steps(bins, self.sample_rate / 2 / (bins - 1))
+        self._shares = hearing.shares(self._mels[BANDS].power(clip))
         self._level, self._amplitude = hearing.levels(energy), hearing.envelope(energy)
         self._start = hearing.onset(energy)
         self._rise = hearing.rise(energy, self._start)
-        self._audible = hearing.audible(energy, frames, SOT_HOP)
+        self._audible = hearing.audible(energy, self._shares.shape[1], self._hop)
         loud = hearing.sounding(energy)
         self._steady = hearing.steady(loud)
         # A few spectra do, unless they hear another pitch than all of them.
@@ -92,6 +90,10 @@ class HeardDistance(Distance):
         self._partials = hearing.partials(power, instant)
         self._tremolo = hearing.tremolo(energy, self._steady)
         self._vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
+
+    @property
+    def _hop(self) -> int:
+        return int(MSS_SCALES[BANDS][1] * self.sample_rate)
 
     def __call__(self, renders: np.ndarray) -> np.ndarray:
         return np.array(
@@ -132,8 +134,14 @@ class HeardDistance(Distance):
         }
         for name, gap in gaps.items():
             yield name, float(gap) / UNITS[name]
-        for scale in reversed(range(len(MSS_SCALES))):
-            yield "MSS", self._mel_gap(scale, clip) / len(MSS_SCALES) / UNITS["MSS"]
+        for scale in SCALES:
+            power = self._mels[scale].power(clip)
+            if scale == BANDS:
+                moved = np.abs(hearing.shares(power) - self._shares).mean(axis=0)
+                heard = np.maximum(hearing.audible(energy, len(moved), self._hop), self._audible)
+                yield "spectrum", float(moved @ heard) / max(heard.sum(), 1e-9) / UNITS["spectrum"]
+            gap = np.abs(self._target_mels[scale] - _decibels(power)).mean()
+            yield "MSS", float(gap) / len(SCALES) / UNITS["MSS"]
         power, instant = hearing.spectra(clip, self._starts)
         yield (
             "partials",
@@ -141,12 +149,8 @@ class HeardDistance(Distance):
         )
         if self._near:
             yield "tuning", self._off(*hearing.pitch(power, instant)) / UNITS["tuning"]
-        magnitude = self._magnitude(clip)
-        moved, in_hertz = hearing.transport(magnitude, self._target_shares, self._steps)
-        heard = np.maximum(hearing.audible(energy, len(moved), SOT_HOP), self._audible)
-        yield "spectrum", float(moved @ heard) / max(heard.sum(), 1e-9) / UNITS["spectrum"]
-        yield "SOT", float(in_hertz.mean()) / UNITS["SOT"]
         if self._near:
+            magnitude = self._magnitude(clip)
             vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
             yield "vibrato", min(float(np.abs(vibrato - self._vibrato).sum()), FAR) / UNITS["vibrato"]
 
@@ -169,46 +173,3 @@ class HeardDistance(Distance):
 def cents_between(pitch: Pitch, other: Pitch) -> float:
     """How much higher `pitch` is."""
     return 1200 * math.log2(pitch.hz / other.hz)
-
-
-class TunedDistance(Distance):
-    """`Distance`, and for a pitched target up to 1 more: 0.01 for each cent that a render is out of tune with it.
-
-    Attributes:
-        pitch: of the target; None if it is unpitched.
-        most: MSS, of which each decibel more counts seven times: a lower distance with a higher MSS than that of what
-            refining began with is a doubtful gain.
-    """
-
-    most = math.inf
-
-    def __init__(self, target: np.ndarray):
-        super().__init__(target)
-        self.pitch = find_pitch(target)
-
-    def __call__(self, renders: np.ndarray) -> np.ndarray:
-        """Of renders `(batch, channels, samples)`: float64 `(batch,)`, 0 or more."""
-        values = super().__call__(renders)
-        if self.pitch:
-            values += [out_of_tune(self.cents(render)) for render in renders]
-        return values
-
-    def _mss(self, padded: np.ndarray) -> float:
-        mss = super()._mss(padded)
-        return mss + STEEP * max(0.0, mss - self.most)
-
-    def bounded(self, most: float) -> TunedDistance:
-        """The same with a bound of its own."""
-        bounded = copy.copy(self)
-        bounded.most = most
-        return bounded
-
-    def cents(self, render: np.ndarray) -> float | None:
-        """How much higher than the target a render `(channels, samples)` sounds; None if either is unpitched."""
-        pitch = self.pitch and find_pitch(render)
-        return 1200 * math.log2(pitch.hz / self.pitch.hz) if pitch else None
-
-
-def out_of_tune(cents: float | None) -> float:
-    """What tuning adds to the distance from a pitched target, 0 to 1; None is a render without pitch."""
-    return 1.0 if cents is None else min(1.0, abs(cents) / 100)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-import numba
 import numpy as np
 import scipy.fft
 from scipy.ndimage import percentile_filter
@@ -106,33 +105,13 @@ def audible(energy: np.ndarray, frames: int, hop: float) -> np.ndarray:
     return np.clip(decibels(power / max(power.max(), 1e-20)) / 20 + 3, 0, 1) if power.any() else power
 
 
-def erb_steps(bins: int, width: float) -> np.ndarray:
-    """How many ERB (Glasberg and Moore 1990) each bin of `width` Hz covers, over all that there are: sum 1."""
-    edges = 21.4 * np.log10(1 + np.arange(bins + 1) * width / 229)
-    return (np.diff(edges) / edges[-1]).astype(np.float32)
+def shares(power: np.ndarray) -> np.ndarray:
+    """How the amplitude of each frame of a spectrum `(channels, bands, frames)` adds up from low to high, 0 to 1.
 
-
-@numba.njit(fastmath=True, nogil=True, cache=True)
-def transport(magnitude, target_shares, steps):
-    """How far the spectra of each frame are apart on two scales, `(2, frames)`: that of `steps (bins,)`, and in Hz.
-
-    As in `metrics.sot`, which is the mean of the second: |difference of cumulative shares|, summed along the scale.
+    Two such `(bands, frames)` are apart by what would have to be moved, and how far (`metrics.sot`, on another scale).
     """
-    bins, frames = magnitude.shape
-    scale = np.zeros(frames, np.float32)
-    share, moved = np.zeros_like(scale), np.zeros((2, frames), np.float32)
-    for k in range(bins):
-        for f in range(frames):
-            scale[f] += magnitude[k, f]
-    for f in range(frames):
-        scale[f] = 1 / max(scale[f], FAINTEST_FRAME)
-    for k in range(bins):
-        for f in range(frames):
-            share[f] += magnitude[k, f] * scale[f]
-            gap = abs(share[f] - target_shares[k, f])
-            moved[0, f] += gap * steps[k]
-            moved[1, f] += gap / np.float32(bins)
-    return moved
+    amplitude = np.sqrt(power.mean(axis=0))
+    return np.cumsum(amplitude / np.maximum(amplitude.sum(axis=0), FAINTEST_FRAME), axis=0)
 
 
 def spectra(clip: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,16 @@ from synthnb.pitch import Pitch
 from synthnb.search.candidate import Candidate
 from synthnb.search.credit import Credit
 from synthnb.search.files import output_paths
+from synthnb.search.reach import reach
 from synthnb.search.state import State
+from synthnb.search.words import words
 from synthnb.sound import write_sound
 from synthnb.space import ParameterSpace
 from synthnb.synths import Synth
 
 HEARD = 3  # cents; less is nothing to listeners, nor to what finds pitches
 
+APART = 1.0  # dB between spectrograms, on average; less is the same sound
 WORTH = 10  # dB of difference that make up for 1 of distance
 
 
@@ -88,7 +91,7 @@ class Match:
         """The best, and others that are near too and sound most unlike those before them.
 
         A candidate's place is decided by how far in dB its spectrogram is from the nearest of those that were chosen,
-        less what it is farther from the target.
+        less what it is farther from the target. What sounds like one of them is left out, so they may be fewer.
         """
         near = {id(c): c for c in [*self.state.population, *self.state.population.elites.values()]}
         left = sorted(near.values(), key=lambda c: c.distance)
@@ -99,10 +102,20 @@ class Match:
             for c in left:
                 gap = (sounds[id(c)] - sounds[id(chosen[-1])]).clamp(-60, 60).abs().mean()
                 apart[id(c)] = min(apart[id(c)], float(gap))
-            best = max(left, key=lambda c: apart[id(c)] - WORTH * (c.distance - self.best.distance))
-            left.remove(best)
-            chosen.append(best)
+            left = [c for c in left if apart[id(c)] >= APART]
+            if left:
+                chosen.append(
+                    max(left, key=lambda c: apart[id(c)] - WORTH * (c.distance - self.best.distance))
+                )
+                left.remove(chosen[-1])
         return chosen
+
+    def say(self, candidate: Candidate | None = None) -> str:
+        """How close a candidate (default: the best) is, in words: "close, nearer than 70 % of matches; darker"."""
+        chosen = candidate or self.best
+        known, different = reach(self.space.name, chosen.distance), words(self.target, chosen.audio)
+        parts = [f"{known[0]}, nearer than {known[1]:.0%} of matches"] if known else []
+        return "; ".join([*parts, ", ".join(different) or "no difference that has a word"])
 
     def how_to_play(self, candidate: Candidate | None = None) -> str:
         """Which key to press for a candidate (default: the best), and how well it is in tune then."""
@@ -180,6 +193,7 @@ class Match:
         cents = self.cents(chosen)
         report = {
             "distance": round(chosen.distance, 4),
+            "said": self.say(chosen),
             "distances": {key: round(value, 4) for key, value in self.metrics(chosen).items()},
             "first": round(self.history[0][2], 4),
             "renders": renders,

@@ -32,7 +32,7 @@ from synthnb.synths import SynthError
 
 FIRST = 8  # candidates to begin with
 FIRST_EDITS = 32  # renders before moves compete; until then the flow edits
-BATCH = 16  # renders a move
+SMALL, BATCH = 4, 16  # renders a move, at first and at most; between, a sixteenth of those before
 TOP = 8  # those that join so many nearest earn a point for their move, a new best three more
 MOVED = 12  # every so many moves, those that are out of tune are tuned
 STUCK = 50  # moves without a new patch end a search: there is nothing left
@@ -188,17 +188,18 @@ class Matcher:
             idle = turns = 0
             while moves and left() and idle < STUCK:
                 turns += 1
+                batch = min(max(SMALL, state.renders // 16), BATCH)
                 if turns % MOVED == 0:
-                    use(tune, "tune", BATCH)
+                    use(tune, "tune", batch)
                 state.keep_key()
                 name = match.credit.choose(rng)
                 if "edit" in moves and state.renders < FIRST_EDITS:
                     name = "edit"
                 since, done = time.perf_counter(), state.renders
-                points = use(MOVES[name], name, BATCH)
+                points = use(MOVES[name], name, batch)
                 idle = idle + 1 if points is None else 0
                 spent = time.perf_counter() - since
-                cost = spent if renders is None else state.renders - done or BATCH  # nothing new is not free
+                cost = spent if renders is None else state.renders - done or batch  # nothing new is not free
                 match.credit.earn(name, points or 0.0, cost)
         except KeyboardInterrupt:
             if not len(population):

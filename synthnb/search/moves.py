@@ -16,7 +16,7 @@ from synthnb.search.state import State
 Move = Callable[[State, int, np.random.Generator], np.ndarray]
 
 FROM_NOISE = {"guidance": 2.0, "temperature": 1.0}  # how the flow is sampled without a source
-SOURCES = 4  # candidates that the flow edits at once
+SOURCES = 4  # edits of each source
 STEPS = 10  # of the flow, where it has a source or begins midway
 
 
@@ -36,8 +36,8 @@ def noise(state: State, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def edit(state: State, count: int, rng: np.random.Generator) -> np.ndarray:
-    """What the flow would change in some of the nearest, at one of several temperatures and guidance scales."""
-    sources = [state.population.pick(rng) for _ in range(min(SOURCES, count))]
+    """What the flow would change in the nearest and some others, at one of several temperatures and guidance scales."""
+    sources = [state.population[0]] + [state.population.pick(rng) for _ in range(count // SOURCES - 1)]
     sampling = {"temperature": rng.choice([0.5, 0.8, 1.1]), "guidance": rng.choice([1.0, 1.0, 2.0])}
     return state.model.sample(
         state.mel,

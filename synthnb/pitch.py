@@ -15,6 +15,7 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.ndimage import percentile_filter
 
 from synthnb.sound import SAMPLE_RATE
@@ -101,7 +102,8 @@ def fits(power: np.ndarray) -> np.ndarray:
     loudness = np.average(loudness, axis=0, weights=np.sqrt(power.sum(axis=1)))
     loudness /= max(np.linalg.norm(loudness), 1e-20)
     loudness -= percentile_filter(loudness, 25, size=len(loudness) // 10)
-    return combs @ np.maximum(loudness, 0)
+    # By PyTorch, as NumPy's product would start threads, which take longer than it does and disturb those of a search.
+    return (torch.from_numpy(combs) @ torch.from_numpy(np.maximum(loudness, 0))).numpy()
 
 
 def _tune(power: np.ndarray, instant: np.ndarray, fundamental: float) -> float:

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from synthnb.metrics import MSS_SCALES, Distance, _cosine, _decibels
+from synthnb.features.fast import Spectrum
+from synthnb.metrics import MSS_SCALES, SOT_FRAME, Distance, _cosine, _decibels
 from synthnb.metrics import UNITS as METRIC_UNITS
 from synthnb.pitch import WINDOW, Pitch, find_pitch
 from synthnb.search import hearing
@@ -48,11 +49,10 @@ WEIGHTS = {
     "vibrato": 0.3,
     "tremolo": 0.3,
 }
-SCALES = (
-    2,
-    1,
-)  #: of `MSS_SCALES`, that rank: without the finest, MSS of random patches correlates by .996 with itself
-BANDS = 2  #: the scale whose bands `spectrum` compares
+#: Of `MSS_SCALES`, those that rank; the first one's bands tell brightness too. On random patches they correlate by .996
+#: with all three.
+SCALES = (2, 1)
+SLOWER = 2  #: times as far apart as those of SOT are the spectra that show a vibrato, 40 ms
 CLEAR = 0.9  # a pitch that fits less than that of the target's doesn't disturb it
 FAR = 100.0  #: cents: a tone this far from its target is as wrong as any, and so is one without pitch
 
@@ -71,8 +71,10 @@ class HeardDistance(Distance):
         super().__init__(target)
         self.pitch = find_pitch(target)
         (clip,) = self._clips(np.asarray(target)[None])
-        energy, magnitude = hearing.energies(clip), self._magnitude(clip)
-        self._shares = hearing.shares(self._mels[BANDS].power(clip))
+        energy = hearing.energies(clip)
+        window, hop = self._window_and_hop(*SOT_FRAME)
+        self._spectra = Spectrum(window, SLOWER * hop)
+        self._shares = hearing.shares(self._mels[SCALES[0]].power(clip))
         self._level, self._amplitude = hearing.levels(energy), hearing.envelope(energy)
         self._start = hearing.onset(energy)
         self._rise = hearing.rise(energy, self._start)
@@ -89,11 +91,11 @@ class HeardDistance(Distance):
         self._rival = hearing.rival(fit, self._near.cents_from(0) / 100) if self._near else 1.0
         self._partials = hearing.partials(power, instant)
         self._tremolo = hearing.tremolo(energy, self._steady)
-        self._vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
+        self._vibrato = self._swings(clip, power)
 
     @property
     def _hop(self) -> int:
-        return int(MSS_SCALES[BANDS][1] * self.sample_rate)
+        return int(MSS_SCALES[SCALES[0]][1] * self.sample_rate)
 
     def __call__(self, renders: np.ndarray) -> np.ndarray:
         return np.array(
@@ -136,7 +138,7 @@ class HeardDistance(Distance):
             yield name, float(gap) / UNITS[name]
         for scale in SCALES:
             power = self._mels[scale].power(clip)
-            if scale == BANDS:
+            if scale == SCALES[0]:
                 moved = np.abs(hearing.shares(power) - self._shares).mean(axis=0)
                 heard = np.maximum(hearing.audible(energy, len(moved), self._hop), self._audible)
                 yield "spectrum", float(moved @ heard) / max(heard.sum(), 1e-9) / UNITS["spectrum"]
@@ -150,9 +152,14 @@ class HeardDistance(Distance):
         if self._near:
             yield "tuning", self._off(*hearing.pitch(power, instant)) / UNITS["tuning"]
         if self._near:
-            magnitude = self._magnitude(clip)
-            vibrato = hearing.vibrato(magnitude, self._steady, hearing.strongest(power))
-            yield "vibrato", min(float(np.abs(vibrato - self._vibrato).sum()), FAR) / UNITS["vibrato"]
+            gap = np.abs(self._swings(clip, power) - self._vibrato).sum()
+            yield "vibrato", min(float(gap), FAR) / UNITS["vibrato"]
+
+    def _swings(self, clip: np.ndarray, power: np.ndarray) -> np.ndarray:
+        """`hearing.vibrato` of the partial that is strongest in `hearing.spectra`."""
+        magnitude = self._spectra.magnitude(clip.mean(axis=0, keepdims=True))[0]
+        frames = slice(self._steady.start // SLOWER, self._steady.stop // SLOWER)
+        return hearing.vibrato(magnitude, frames, hearing.strongest(power), SLOWER * hearing.PERIOD)
 
     def _off(self, near: Pitch | None, fit: np.ndarray) -> float:
         """Cents out of tune, up to `FAR`; or as much of it as another pitch fits nearly as well."""

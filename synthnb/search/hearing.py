@@ -20,13 +20,14 @@ from synthnb.sound import SAMPLE_RATE
 HOP = SAMPLE_RATE // 200  #: samples of a step of `energies`, 5 ms
 STEP = 10  #: of them in a step of `levels`, 50 ms
 FRAME = 4  #: of them from one of the spectra of `metrics.SOT_FRAME` to the next, 20 ms
+PERIOD = FRAME * HOP / SAMPLE_RATE  #: seconds of that
 FLOOR = 60.0  #: dB below its loudest where a sound ends
 SPECTRA = 8  #: taken of a note
 ONSETS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  #: hops after the beginning, 10 to 320 ms
 SETTLED = 100  #: hops after which what came before is all of an onset, 500 ms
 LATEST = 30.0  #: dB: how little counts as no onset yet
 RATES = (2.0, 2.8, 4.0, 5.7, 8.0, 11.3, 16.0)  #: Hz, of modulations, half an octave wide
-MODULATED = 20  #: frames at least, 0.4 s
+MODULATED = 0.4  #: seconds at least
 LOWEST, OCTAVES, CENTS = 40.0, 7.5, 10  # Hz, of a log-frequency spectrum; the width of its cells
 BROAD = 3  # cells to either side that a partial reaches
 
@@ -200,8 +201,10 @@ def tremolo(energy: np.ndarray, frames: slice) -> np.ndarray:
     return modulation(decibels(smooth, 30.0))
 
 
-def vibrato(magnitude: np.ndarray, frames: slice, partial: float) -> np.ndarray:
-    """How far the partial at so many Hz of spectra of 20 Hz a bin swings in `frames`, in cents, `(rates,)`.
+def vibrato(magnitude: np.ndarray, frames: slice, partial: float, step: float = PERIOD) -> np.ndarray:
+    """How far the partial at so many Hz of spectra of 20 Hz a bin, one every `step` s, swings in `frames`: `(rates,)`.
+
+    In cents; see `modulation`.
 
     Its place in a frame is the centre of the power around it, so one that is too weak or too near to others to be
     followed seems to swing.
@@ -211,7 +214,7 @@ def vibrato(magnitude: np.ndarray, frames: slice, partial: float) -> np.ndarray:
     bins = np.arange(max(0, middle - reach), min(middle + reach + 1, len(magnitude)))
     near = magnitude[bins, frames] ** 2
     place = (bins @ near + 1e-12 * middle) / (near.sum(axis=0) + 1e-12)
-    return modulation(1200 * np.log2(np.maximum(place, 0.1)))
+    return modulation(1200 * np.log2(np.maximum(place, 0.1)), step)
 
 
 def strongest(power: np.ndarray) -> float:
@@ -220,24 +223,26 @@ def strongest(power: np.ndarray) -> float:
     return float(np.argmax(total * np.arange(len(total)))) * SAMPLE_RATE / WINDOW
 
 
-def modulation(series: np.ndarray) -> np.ndarray:
-    """How far a series `(n,)` with a value every 20 ms swings at `RATES`, in its own unit, `(rates,)`.
+def modulation(series: np.ndarray, step: float = PERIOD) -> np.ndarray:
+    """How far a series `(n,)` with a value every `step` s swings, in its own unit, `(rates,)`: at those of `RATES` that
+    it can hold.
 
     A straight line through it is taken off, and the ends are faded. All are 0 if it lasts less than 0.4 s.
     """
-    if len(series) < MODULATED:
-        return np.zeros(len(RATES))
-    window, lines, bands = _modulation(len(series))
+    window, lines, bands = _modulation(max(len(series), 2), step)
+    if len(series) * step < MODULATED:
+        return np.zeros(len(bands))
     flat = (series - lines @ (lines.T @ series)) * window
     return np.sqrt(bands @ np.abs(scipy.fft.rfft(flat)) ** 2)
 
 
 @functools.lru_cache(maxsize=16)
-def _modulation(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _modulation(count: int, step: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Window `(count,)`, straight lines `(count, 2)`, and what a band takes of each frequency's power."""
     window = np.hanning(count + 2)[1:-1]
     lines, _ = np.linalg.qr(np.stack([np.ones(count), np.arange(count)], axis=1))
-    frequencies = scipy.fft.rfftfreq(count, FRAME * HOP / SAMPLE_RATE).clip(1e-3)
-    octaves = np.log2(frequencies / np.array(RATES)[:, None])
+    frequencies = scipy.fft.rfftfreq(count, step).clip(1e-3)
+    rates = np.array([rate for rate in RATES if rate * step < 0.46])
+    octaves = np.log2(frequencies / rates[:, None])
     bands = np.exp(-0.5 * (octaves / 0.3) ** 2)
     return window, lines, bands * (4 / (window**2).sum() / count)

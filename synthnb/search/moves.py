@@ -17,6 +17,7 @@ Move = Callable[[State, int, np.random.Generator], np.ndarray]
 
 FROM_NOISE = {"guidance": 2.0, "temperature": 1.0}  # how the flow is sampled without a source
 SOURCES = 4  # edits of each source
+TUNED = 8  # candidates whose pitch is looked at
 STEPS = 10  # of the flow, where it has a source or begins midway
 
 
@@ -139,9 +140,8 @@ def difference(state: State, count: int, rng: np.random.Generator) -> np.ndarray
 
 def tune(state: State, count: int, rng: np.random.Generator) -> np.ndarray:
     """Those of the nearest that sound a semitone or more off, transposed to the target's pitch."""
-    moved = (
-        state.transpose(c.vector, -off) for c in state.population if state.pitch and (off := state.off_key(c))
-    )
+    nearest = list(state.population)[:TUNED] if state.pitch else []
+    moved = (state.transpose(c.vector, -off) for c in nearest if (off := state.off_key(c)))
     vectors = [vector for vector in moved if vector is not None][:count]
     return np.array(vectors, np.float32).reshape(-1, state.space.width)
 

@@ -26,7 +26,7 @@ from synthnb.search.matcher import Matcher
 from synthnb.sound import SAMPLE_RATE, UnusableSound, decode_sound, prepare, read_sound
 
 EXAMPLES = Path(__file__).parents[2] / "datasets" / "examples"
-SHOWN = 8  # candidates in the ranked list
+SHOWN = 6  # candidates to choose from
 DIFFERENCES = 10  # parameters that are named
 TEXT_EVERY, PICTURE_EVERY = 0.5, 3.0  # seconds between updates while searching
 
@@ -67,6 +67,7 @@ class MatchApp(w.VBox):
     def __init__(self, model: str | Path = "dexed", workers: int = -1):
         self.result: Match | None = None
         self._sound: np.ndarray | None = None
+        self._shown: list[Candidate] = []
         self._name = "match"
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -212,12 +213,10 @@ class MatchApp(w.VBox):
 
     def _show_result(self, match: Match) -> None:
         self._show_progress(match)
-        self.table.value = match.table(SHOWN).to_html(float_format="{:.2f}".format, border=0)
+        self._shown = match.different(SHOWN)
+        self.table.value = match.table(SHOWN, self._shown).to_html(float_format="{:.2f}".format, border=0)
         self.result = match
-        self.chosen.options = [
-            (f"{index + 1}: {c.origin}, distance {c.distance:.2f}", index)
-            for index, c in enumerate(match.candidates[:SHOWN])
-        ]
+        self.chosen.options = [(f"{i + 1}: {match.say(c)}", i) for i, c in enumerate(self._shown)]
         self.chosen.value = 0  # which shows it
         self.chosen.layout.display = None
 
@@ -225,7 +224,7 @@ class MatchApp(w.VBox):
         match = self.result
         if index is None or match is None:
             return
-        candidate = match.candidates[index]
+        candidate = self._shown[index]
         self.listen.value = players({"target": match.target, "match": match.audio(candidate)})
         steps = [*match.synth.how_to_load, match.how_to_play(candidate)]
         differ = match.differences(candidate)

@@ -224,7 +224,6 @@ def _match_by_all(matcher, retrieval, target, seed, budget, guidance) -> list[di
         keep(system, found.best.audio, found.best.distance, found.state.renders, found.seconds)
     if budget != {"renders": CANDIDATES}:
         spent = {"seconds": found.seconds, "renders": CANDIDATES}
-        found.credit = None  # which may have been in the other unit
         matcher.go_on(found, **{unit: max(0, most - spent[unit]) for unit, most in budget.items()})
         keep(LONGEST, found.best.audio, found.best.distance, found.state.renders, found.seconds)
     return rows

@@ -59,7 +59,7 @@ class Candidate:
         vector: float32 `(width,)`, where the search found it.
         patch, note: what it plays; the same sound, but with the key that was recorded, if the patch can be transposed.
         audio: float32 `(channels, samples)`, its render, the one that was ranked.
-        distance: to the target; 0 is the same sound, 1 about as far as an octave.
+        distance: to the target; 0 is the same sound, an octave off 2 to 3.
         origin: the move that found it, see `MOVES`.
     """
 

@@ -13,19 +13,21 @@ CURIOSITY = 0.15  # share of the choices that are made without looking
 class Credit:
     """Adaptive pursuit of what pays, one account a move (Fialho 2010, "Adaptive operator selection").
 
+    Args:
+        names: of the moves.
+        unit: that costs are in, `seconds` or `renders`.
+
     Attributes:
         used: what each move has cost in all.
         earned: its points in all.
     """
 
-    def __init__(self, names: Sequence[str]):
-        self.names = list(names)
+    def __init__(self, names: Sequence[str], unit: str = "renders"):
+        self.names, self.unit = list(names), unit
         self.used = dict.fromkeys(names, 0.0)
         self.earned = dict.fromkeys(names, 0.0)
         self._uses = 0
-        self._recent = {
-            name: np.array([1.0, 1.0]) for name in names
-        }  # points, and cost in that of a mean use
+        self._recent = {name: np.ones(2) for name in names}  # points, and cost in that of a mean use
 
     def choose(self, rng: np.random.Generator) -> str:
         """The next move: each as often as it paid, none never."""
@@ -33,10 +35,14 @@ class Credit:
         chances = (1 - CURIOSITY) * paid / paid.sum() + CURIOSITY / len(paid)
         return self.names[rng.choice(len(chances), p=chances)]
 
-    def earn(self, name: str, points: float, cost: float) -> None:
-        """Book what a use of a move brought and cost (in any unit, the same for all)."""
-        self.used[name] += cost
-        self.earned[name] += points
+    def earn(self, name: str, points: float | None, cost: float) -> None:
+        """Book what a use of a move brought and cost; no points at all, None, cost a mean use at least."""
         self._uses += 1
+        self.used[name] += cost
+        self.earned[name] += points or 0.0
         mean = sum(self.used.values()) / self._uses
-        self._recent[name] = MEMORY * self._recent[name] + [points, cost / mean]
+        share = cost / mean if mean else 1.0
+        self._recent[name] = MEMORY * self._recent[name] + [
+            points or 0.0,
+            share if points is not None else max(share, 1.0),
+        ]

@@ -141,8 +141,8 @@ class Match:
         """MSS, wMFCC, SOT and RMS of a candidate (default: the best), at the target's level."""
         return all_metrics(self.target, self.audio(candidate))
 
-    def table(self, count: int = 8) -> pd.DataFrame:
-        """The first `count` candidates: origin, distance, key to press, cents and metrics, one row each."""
+    def table(self, count: int = 8, candidates: list[Candidate] | None = None) -> pd.DataFrame:
+        """The first `count` candidates, or of those given, a row each: origin, distance, key to press, cents, metrics."""
         rows = [
             {
                 "origin": c.origin,
@@ -151,7 +151,7 @@ class Match:
                 "cents": self.cents(c),
                 **self.metrics(c),
             }
-            for c in self.candidates[:count]
+            for c in (candidates or self.candidates)[:count]
         ]
         return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="rank"))
 
@@ -223,6 +223,10 @@ class Match:
     def keep(self, path: str | Path) -> Path:
         """Write what `Matcher.load` needs to go on. Returns the path."""
         state, path = self.state, Path(path)
+        kept = [
+            *state.population,
+            *(c for c in state.population.elites.values() if c not in state.population),
+        ]
         about = {
             "space": self.space.text,
             "seed": self.seed,
@@ -230,14 +234,14 @@ class Match:
             "renders": state.renders,
             "looked_up": state.looked_up,
             "velocities": [r.press.velocity for r in state.recordings],
-            "origins": [c.origin for c in self.candidates],
+            "origins": [c.origin for c in kept],
         }
         np.savez_compressed(
             path,
             about=json.dumps(about),
             recordings=np.stack([r.audio for r in state.recordings]),
-            vectors=np.stack([c.vector for c in self.candidates]),
-            distances=[c.distance for c in self.candidates],
+            vectors=np.stack([c.vector for c in kept]),
+            distances=[c.distance for c in kept],
             history=np.array(self.history),
         )
         return path

@@ -184,7 +184,9 @@ class Matcher:
                 first = library if self.model.library is not None else noise
                 use(first, first.__name__, FIRST)
                 use(tune, "tune", FIRST)
-            match.credit = match.credit if match.credit and match.credit.names == moves else Credit(moves)
+            unit = "seconds" if renders is None else "renders"
+            if match.credit is None or (match.credit.names, match.credit.unit) != (moves, unit):
+                match.credit = Credit(moves, unit)
             idle = turns = 0
             while moves and left() and idle < STUCK:
                 turns += 1
@@ -198,9 +200,8 @@ class Matcher:
                 since, done = time.perf_counter(), state.renders
                 points = use(MOVES[name], name, batch)
                 idle = idle + 1 if points is None else 0
-                spent = time.perf_counter() - since
-                cost = spent if renders is None else state.renders - done or batch  # nothing new is not free
-                match.credit.earn(name, points or 0.0, cost)
+                cost = time.perf_counter() - since if renders is None else state.renders - done
+                match.credit.earn(name, points, cost)
         except KeyboardInterrupt:
             if not len(population):
                 raise KeyboardInterrupt("before the first candidates were ranked") from None

@@ -142,7 +142,7 @@ class Match:
         return all_metrics(self.target, self.audio(candidate))
 
     def table(self, count: int = 8, candidates: list[Candidate] | None = None) -> pd.DataFrame:
-        """The first `count` candidates, or of those given, a row each: origin, distance, key to press, cents, metrics."""
+        """The first `count` candidates, or those given: origin, distance, key to press, cents, metrics, a row each."""
         rows = [
             {
                 "origin": c.origin,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.ndimage import percentile_filter
 
+from synthnb.features.fast import compiled
 from synthnb.sound import SAMPLE_RATE
 
 LOWEST, HIGHEST = 21, 108  #: MIDI keys, those of a piano
@@ -96,30 +97,56 @@ def pitch_of(power: np.ndarray, instant: np.ndarray, fit: np.ndarray | None = No
 def fits(power: np.ndarray) -> np.ndarray:
     """How well spectra fit each pitch, `STEPS` a semitone from key `LOWEST` - 0.5 on: at most 1; `power` as above."""
     _, frequencies, combs = _combs()
-    bins = np.arange(power.shape[1])
-    loudness = np.array([np.interp(frequencies, bins, frame) for frame in power**0.25])
-    loudness /= np.maximum(np.linalg.norm(loudness, axis=1, keepdims=True), 1e-20)  # rumble has none here
-    loudness = np.average(loudness, axis=0, weights=np.sqrt(power.sum(axis=1)))
-    loudness /= max(np.linalg.norm(loudness), 1e-20)
+    loudness = _loudness(power, frequencies)
     loudness -= percentile_filter(loudness, 25, size=len(loudness) // 10)
     # By PyTorch, as NumPy's product would start threads, which take longer than it does and disturb those of a search.
     return (torch.from_numpy(combs) @ torch.from_numpy(np.maximum(loudness, 0))).numpy()
 
 
-def _tune(power: np.ndarray, instant: np.ndarray, fundamental: float) -> float:
+@compiled
+def _loudness(power, frequencies):
+    """Loudness at `frequencies` (in bins) of a mean frame, norm 1: of spectra that count by their amplitude."""
+    mean = np.zeros(len(frequencies))
+    frame = np.zeros_like(mean)
+    for f in range(len(power)):
+        total, square = 0.0, 0.0
+        for k in range(power.shape[1]):
+            total += power[f, k]
+        for i in range(len(frequencies)):
+            k = int(frequencies[i])
+            share = frequencies[i] - k
+            frame[i] = (1 - share) * power[f, k] ** 0.25 + share * power[f, k + 1] ** 0.25
+            square += frame[i] ** 2
+        scale = np.sqrt(total) / max(np.sqrt(square), 1e-20)  # rumble has none here
+        for i in range(len(frequencies)):
+            mean[i] += scale * frame[i]
+    return mean / max(np.sqrt((mean**2).sum()), 1e-20)
+
+
+@compiled
+def _tune(power, instant, fundamental):
     """`fundamental` (in bins) moved to where the partials are: the interquartile mean over frames and partials."""
+    frames = len(power)
+    ratios, weights = np.zeros(PARTIALS * frames), np.zeros(PARTIALS * frames)
     for _ in range(2):
-        ratios, weights = [], []
         for partial in range(1, PARTIALS + 1):
             middle = partial * fundamental
-            near = slice(int(middle / 1.09), int(middle * 1.09) + 2)  # 150 cents to either side
-            energy = power[:, near].sum(axis=1) + 1e-20
-            ratios.append((power[:, near] * instant[:, near]).sum(axis=1) / energy / middle)
-            weights.append(np.sqrt(energy) / partial)
-        order = np.argsort(ratios, axis=None)
-        share = np.cumsum(np.ravel(weights)[order]) / np.sum(weights)
-        middle = np.diff(np.clip(share, 0.25, 0.75), prepend=0.25)
-        fundamental *= np.ravel(ratios)[order] @ middle / 0.5
+            first, last = int(middle / 1.09), int(middle * 1.09) + 2  # 150 cents to either side
+            for f in range(frames):
+                energy, moment = 1e-20, 0.0
+                for k in range(first, min(last, power.shape[1])):
+                    energy += power[f, k]
+                    moment += power[f, k] * instant[f, k]
+                at = (partial - 1) * frames + f
+                ratios[at], weights[at] = moment / energy / middle, np.sqrt(energy) / partial
+        order, total = np.argsort(ratios), weights.sum()
+        share, before, mean = 0.0, 0.25, 0.0
+        for at in order:
+            share += weights[at] / total
+            upto = min(max(share, 0.25), 0.75)
+            mean += ratios[at] * (upto - before)
+            before = upto
+        fundamental *= mean / 0.5
     return fundamental
 
 

@@ -152,10 +152,10 @@ def _keep_compiled() -> None:
 
 
 _keep_compiled()
-_compiled = numba.njit(fastmath=True, nogil=True, cache=True)
+compiled = numba.njit(fastmath=True, nogil=True, cache=True)
 
 
-@_compiled
+@compiled
 def _fold(combed, samples, window, folded):
     """Sample n of frame f, in row n mod hop and column f + n // hop, windowed, in even and odd parts."""
     hop = len(combed)
@@ -175,7 +175,7 @@ def _fold(combed, samples, window, folded):
                 odd_odd[f] = (xa - xb) - (xc - xd)
 
 
-@_compiled
+@compiled
 def _magnitude(cells, bins, sign, magnitude):
     for k in range(len(bins)):
         a, b, c, d = bins[k]
@@ -184,7 +184,7 @@ def _magnitude(cells, bins, sign, magnitude):
             magnitude[k, f] = np.sqrt(power)
 
 
-@_compiled
+@compiled
 def _add_power(cells, bins, sign, lower, weights, mel):
     for k in range(len(bins)):
         a, b, c, d = bins[k]
@@ -195,7 +195,7 @@ def _add_power(cells, bins, sign, lower, weights, mel):
             mel[low + 1, f] += weights[1, k] * power
 
 
-@_compiled
+@compiled
 def transport(magnitude, target_shares):
     """SOT: mean of |cumulative shares of `magnitude` - `target_shares`|, both `(bins, frames)`."""
     bins, frames = magnitude.shape

@@ -61,13 +61,14 @@ class MatchApp(w.VBox):
         workers: processes that render; -1 takes all cores.
 
     Attributes:
-        result: the `Match`, while it grows and afterwards; None before.
+        result: the `Match`, when it is found; None before.
+        shown: the candidates to choose from.
     """
 
     def __init__(self, model: str | Path = "dexed", workers: int = -1):
         self.result: Match | None = None
         self._sound: np.ndarray | None = None
-        self._shown: list[Candidate] = []
+        self.shown: list[Candidate] = []
         self._name = "match"
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -213,10 +214,10 @@ class MatchApp(w.VBox):
 
     def _show_result(self, match: Match) -> None:
         self._show_progress(match)
-        self._shown = match.different(SHOWN)
-        self.table.value = match.table(SHOWN, self._shown).to_html(float_format="{:.2f}".format, border=0)
+        self.shown = match.different(SHOWN)
+        self.table.value = match.table(SHOWN, self.shown).to_html(float_format="{:.2f}".format, border=0)
         self.result = match
-        self.chosen.options = [(f"{i + 1}: {match.say(c)}", i) for i, c in enumerate(self._shown)]
+        self.chosen.options = [(f"{i + 1}: {match.say(c)}", i) for i, c in enumerate(self.shown)]
         self.chosen.value = 0  # which shows it
         self.chosen.layout.display = None
 
@@ -224,7 +225,7 @@ class MatchApp(w.VBox):
         match = self.result
         if index is None or match is None:
             return
-        candidate = self._shown[index]
+        candidate = self.shown[index]
         self.listen.value = players({"target": match.target, "match": match.audio(candidate)})
         steps = [*match.synth.how_to_load, match.how_to_play(candidate)]
         differ = match.differences(candidate)

@@ -13,6 +13,7 @@ from synthnb.space import ParameterSpace
 SIZE = 24
 SAME_BASIN = 8  # members of one basin
 ELITES = 16  # basins whose best is kept beside
+ALIKE = 0.003  # of a distance; of two in a basin that are so near to each other, the better stays
 PRESSURE = 0.8  # each member is picked so many times as often as the one before
 
 
@@ -66,6 +67,13 @@ class Population:
             self.elites[basin] = candidate
             if len(self.elites) > ELITES:
                 del self.elites[max(self.elites, key=lambda basin: self.elites[basin].distance)]
+        twin = next(
+            (i for i in range(len(self)) if self._basins[i] == basin and self._alike(i, candidate)), None
+        )
+        if twin is not None:
+            if self[twin].distance <= candidate.distance:
+                return False
+            del self._members[twin], self._basins[twin]
         at = int(np.searchsorted([c.distance for c in self], candidate.distance, side="right"))
         self._members.insert(at, candidate)
         self._basins.insert(at, basin)
@@ -78,6 +86,10 @@ class Population:
             return True
         del self._basins[out]
         return self._members.pop(out) is not candidate
+
+    def _alike(self, index: int, candidate: Candidate) -> bool:
+        """Whether a member is as far from the target as makes no difference: mostly it is the same sound."""
+        return abs(self[index].distance - candidate.distance) <= ALIKE * candidate.distance
 
     def pick(self, rng: np.random.Generator) -> Candidate:
         """One of them, the nearer the more often."""

@@ -82,9 +82,13 @@ def test_saved_files_hold_the_match(tmp_path, matcher, found, target):
 
 def test_a_preset_is_a_bank_of_the_different_candidates_for_one_key(tmp_path, matcher, found):
     best = found.best
-    other = replace(best, patch={**best.patch, "feedback": (best.patch["feedback"] + 1) % 8})
-    elsewhere = replace(other, patch={**best.patch, "lfo_speed": 7}, note=best.note._replace(pitch=1))
-    match = holding(found, [best, replace(best), elsewhere, other])
+    farther = [best.distance * (1 + share) for share in (0.1, 0.2, 0.3)]
+    changed = {**best.patch, "feedback": (best.patch["feedback"] + 1) % 8}
+    other = replace(best, patch=changed, distance=farther[2])
+    elsewhere = replace(
+        other, distance=farther[1], patch={**best.patch, "lfo_speed": 7}, note=best.note._replace(pitch=1)
+    )
+    match = holding(found, [best, replace(best, distance=farther[0]), elsewhere, other])
     voices = matcher.synth.load_bank(match.save(tmp_path, "Vibes")["preset"])
     assert len(voices) == 32 and voices[0] == ("Vibes", best.patch) and voices[1][1] == other.patch
     assert not {tuple(elsewhere.patch.values()), tuple(best.patch.values())} & {

@@ -255,6 +255,17 @@ def test_the_best_of_each_basin_is_kept_beside(short_space):
     assert all(population.basin(c.vector) == basin for basin, c in population.elites.items())
 
 
+def test_of_two_that_sound_the_same_the_nearer_stays(short_space):
+    population = Population(short_space)
+    assert population.add(candidate(short_space, 1.0)) and population.add(candidate(short_space, 1.1))
+    assert not population.add(candidate(short_space, 1.0)) and not population.add(
+        candidate(short_space, 1.001)
+    )
+    assert population.add(nearer := candidate(short_space, 0.999))
+    assert population.add(candidate(short_space, 1.0, algorithm=3))
+    assert [c.distance for c in population] == [0.999, 1.0, 1.1] and population[0] is nearer
+
+
 def test_nothing_is_asked_about_twice(short_space, vectors):
     population = Population(short_space)
     np.testing.assert_array_equal(population.new(vectors[[0, 1, 0]]), vectors[:2])

@@ -57,13 +57,13 @@ def test_the_wheel_matches_a_sound_outside_the_checkout(tmp_path):
 
 
 #: MSS in dB of a short match, a tenth or more above what it was when this was written.
-BOUNDS = {"gm_004_060": 3.6, "gm_011_072": 2.4, "gm_048_055": 7.3, "gm_080_069": 11.0}
+BOUNDS = {"gm_004_060": 2.9, "gm_011_072": 2.2, "gm_048_055": 7.1, "gm_080_069": 4.5}
 
 
 @pytest.mark.parametrize("name", BOUNDS)
 def test_the_shipped_checkpoint_comes_as_close_as_it_did(name):
     sound = prepare(read_sound(EXAMPLES / f"{name}.flac"))
-    match = Matcher(load_model("dexed", "cpu"), workers=1).match(sound, renders=300)
+    match = Matcher(load_model("dexed", "cpu"), workers=1).match(sound, renders=500)
     assert match.metrics()["MSS"] < BOUNDS[name]
     assert match.best.note.pitch == match.key == int(name[-3:])
-    assert abs(match.cents()) < 10
+    assert abs(match.cents()) < 25

@@ -163,6 +163,8 @@ class FlowModel(nn.Module):
             temperature: of the noise it starts from; 1 is the model's own, less stays nearer to what is most likely.
             midpoint: two evaluations a step instead of Euler's one.
             seed: of the noise.
+            begun: vectors `(count, width)` and a time in [0, 1): it goes on from there, between them and noise,
+                instead of from noise alone.
 
         Returns:
             Vectors float32 `(count, width)` or `(sources * count, width)` in [0, 1], for `space.decode`; the edits of

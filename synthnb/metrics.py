@@ -176,11 +176,8 @@ class Distance:
         return librosa.filters.get_window("hann", int(window * self.sample_rate)), int(hop * self.sample_rate)
 
     def _mss(self, clip: np.ndarray) -> float:
-        return float(np.mean([self._mel_gap(scale, clip) for scale in range(len(MSS_SCALES))]))
-
-    def _mel_gap(self, scale: int, clip: np.ndarray) -> float:
-        """What one of `MSS_SCALES` has of it: `mss` is their mean."""
-        return float(np.abs(self._target_mels[scale] - _decibels(self._mels[scale].power(clip))).mean())
+        mels = zip(self._target_mels, self._mels, strict=True)
+        return float(np.mean([np.abs(target - _decibels(mel.power(clip))).mean() for target, mel in mels]))
 
     def _sot(self, clip: np.ndarray) -> float:
         return float(transport(self._magnitude(clip), self._target_shares))

@@ -61,7 +61,7 @@ class HeardDistance(Distance):
     """One target against many renders, by what a listener minds; `mss`, `sot` and `rms` are the published metrics.
 
     `(batch, channels, samples)` to float64 `(batch,)`, 0 or more, as `metrics.Distance`, at 44.1 kHz. How loud a clip
-    is as a whole doesn't matter. About 8 ms for a clip of 4 s in mono on one core.
+    is as a whole doesn't matter. About 6 ms for a clip of 4 s in mono on one core.
 
     Attributes:
         pitch: of the target; None if it is unpitched, and then nothing is out of tune with it.
